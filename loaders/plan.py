@@ -61,6 +61,11 @@ class View:
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop fraction must be in (0, 1], got {self.crop_fraction}")
 
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether every sample counts once as it is: bad ones are left out, not replaced."""
+        return not (self.shuffle or self.balanced)
+
     @staticmethod
     def evaluation(resolution: int, batch_size: int, crop_fraction: float = 1.0) -> View:
         """Return the view for evaluation: file order, centered crop, no flip."""

@@ -1,0 +1,26 @@
+# make train   train the demo set with the defaults
+# make test    run the whole test suite
+# Each makes the environment first (see scripts/environment.sh) and costs nothing to repeat.
+
+PYTHON_BIN = .venv/bin/python
+
+.PHONY: environment train test test-simd lint
+
+environment:
+	@scripts/environment.sh
+
+train: environment
+	$(PYTHON_BIN) -m engine.train
+
+test: environment
+	$(PYTHON_BIN) -m pytest
+
+test-simd:
+	@scripts/environment.sh simd
+	.venv-simd/bin/python -m pytest tests/test_pixels.py tests/test_loader_contract.py -k "not dali"
+
+lint: environment
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports

@@ -1,0 +1,90 @@
+"""Checkpoints: everything an exact resume needs, written so that the last one on disk is always whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loaders.files import replacing
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or does not fit the run."""
+
+
+@dataclass
+class Position:
+    """Where a run stands. Plain values, so that a checkpoint loads with ``weights_only``.
+
+    Attributes:
+        epoch: the epoch under way or, with ``next_batch`` 0, about to start.
+        next_batch: the first batch not trained yet.
+        samples_seen: samples trained since the start of the run, over all ranks.
+        steps: optimizer steps since the start of the run.
+        stage: index of the size stage of the epoch under way.
+        history: epoch, stage and top-1 of each evaluation.
+        best: the best top-1 so far; None before the first.
+        finished: the run came to its end.
+        seconds: time the run took so far, all its parts together.
+        train_seconds, data_wait_seconds, switch_seconds: of the epoch under way.
+    """
+
+    epoch: int = 0
+    next_batch: int = 0
+    samples_seen: int = 0
+    steps: int = 0
+    stage: int = 0
+    history: list[list[float]] = field(default_factory=list)
+    best: float | None = None
+    finished: bool = False
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    switch_seconds: float = 0.0
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's generators that a training step may draw from (dropout)."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore what ``rng_state`` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def save_checkpoint(path: Path, position: Position, **parts: Any) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        parts: state dicts and plain values; ``config`` (TOML text) and ``identity`` are expected among them.
+    """
+    with replacing(path) as temporary:
+        torch.save({"format": FORMAT, "position": asdict(position), **parts}, temporary)
+
+
+def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}") from None
+    except Exception as error:  # torch.load raises whatever a damaged file makes its parsers raise
+        raise CheckpointError(f"{path} is damaged and cannot be resumed from: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this version of Headrace")
+    return Position(**content.pop("position")), content

@@ -1,0 +1,106 @@
+"""What ``auto`` means: choices made by the data, the model and the machine, once, before a run starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from engine.config import Config
+from engine.distributed import Process
+from engine.model import auto_model
+from engine.optim import default_lr
+from engine.precision import resolve_amp
+from loaders.cores import usable_cores
+from loaders.dataset import ImageDataset
+
+logger = logging.getLogger("headrace")
+
+
+def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
+    """Return the configuration with every ``auto`` replaced by what it stands for here.
+
+    Raises:
+        PrecisionError: the device cannot run in the precision asked for.
+    """
+    device = process.device
+    cores = usable_cores(process.local_world)
+    resolutions = config.resolution.resolutions or resolution_ladder(train, device)
+    schedule = config.resolution.resolution_schedule
+    if schedule == "auto":
+        schedule = "stages" if len(resolutions) > 1 else "fixed"
+    workers = config.loader.num_workers
+    if workers == "auto":
+        workers = default_workers(cores, device)
+    loader = config.loader.loader
+    if loader == "auto":
+        loader, reason = default_loader(device)
+        logger.info("Loader: %s (%s)", loader, reason)
+    optimizer = config.optimizer
+    lr = default_lr(optimizer.opt, optimizer.batch_size) if optimizer.lr == "auto" else optimizer.lr
+    decay = default_weight_decay(optimizer.opt) if optimizer.weight_decay == "auto" else optimizer.weight_decay
+    warmup = optimizer.warmup_epochs
+    if warmup == "auto":
+        warmup = default_warmup(optimizer.schedule, optimizer.epochs)
+    model = config.model.model
+    if model == "auto":
+        model = auto_model(max(resolutions), device)
+        logger.info("Model: %s", model)
+    precision = resolve_amp(config.model.amp, device)
+    logger.info("Precision: %s", precision.reason)
+    amp = {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
+    return replace(
+        config,
+        loader=replace(config.loader, loader=loader, num_workers=workers),
+        resolution=replace(
+            config.resolution,
+            resolutions=resolutions,
+            resolution_schedule=schedule,
+            val_resolution=config.resolution.val_resolution or max(resolutions),
+        ),
+        model=replace(config.model, model=model, amp=amp),
+        optimizer=replace(optimizer, lr=lr, weight_decay=decay, warmup_epochs=warmup),
+        run=replace(config.run, device=device.type, threads=config.run.threads or max(1, int(cores))),
+    )
+
+
+def resolution_ladder(train: ImageDataset, device: torch.device) -> tuple[int, ...]:
+    """Return sizes that suit the images: the largest is near their usual shorter side, within what the device trains.
+
+    A GPU gets up to 128, 160, 192, 224 pixels, a CPU up to 64, 80, 96; images of 40 pixels or less one size.
+    """
+    side = int(np.median(np.minimum(train.widths, train.heights)))
+    if side <= 40:
+        return (max(side, 8),)
+    if device.type == "cpu":
+        return (64, 80, 96) if side >= 192 else (48, 64)
+    if side >= 192:
+        return (128, 160, 192, 224)
+    return (96, 128) if side >= 112 else (48, 64)
+
+
+def default_workers(cores: float, device: torch.device) -> int:
+    """Return worker processes or threads: all cores feed a GPU; on a CPU the model needs them more."""
+    return max(1, int(cores)) if device.type == "cuda" else max(1, int(cores) // 2)
+
+
+def default_loader(device: torch.device) -> tuple[str, str]:
+    """Return the loader to use and why."""
+    if device.type != "cuda":
+        return "torch", "there is no GPU to decode on"
+    if importlib.util.find_spec("nvidia.dali") is None:
+        return "torch", "DALI is not installed"
+    return "dali", "DALI decodes on the GPU"
+
+
+def default_warmup(schedule: str, epochs: int) -> float:
+    """Return epochs of warm-up: a third of a one-cycle run's rise and fall, a twentieth of others."""
+    return 0.3 * epochs if schedule == "one-cycle" else min(5.0, 0.05 * epochs)
+
+
+def default_weight_decay(optimizer: str) -> float:
+    """Return a weight decay to start from: 0.0005 for SGD, 0.05 for AdamW, 0.0001 for others."""
+    return {"sgd": 5e-4, "adamw": 0.05}.get(optimizer, 1e-4)

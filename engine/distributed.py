@@ -1,0 +1,110 @@
+"""Several processes, one job: what torchrun says about this one, and the few collectives the engine needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process within the job.
+
+    Attributes:
+        rank: number in the job; rank 0 writes the files.
+        world: processes in the job.
+        local_rank: number on this machine.
+        local_world: processes on this machine, which share its cores.
+        device: where this process computes.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add a tensor over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """Take the largest of a tensor over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in order of rank."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def broadcast_buffers(self, model: torch.nn.Module) -> None:
+        """Give every rank rank 0's buffers: batch-norm statistics drift apart between forward passes."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process(device: str) -> Iterator[Process]:
+    """Join the job that torchrun describes in the environment, or be a job of one; leave it at the end.
+
+    Args:
+        device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
+
+    Raises:
+        ValueError: CUDA is asked for and absent.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+    where = torch.device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", local_rank if where.index is None else where.index)
+        torch.cuda.set_device(where)
+    if world > 1:
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield Process(
+            rank=int(os.environ.get("RANK", 0)),
+            world=world,
+            local_rank=local_rank,
+            local_world=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            device=where,
+        )
+    finally:
+        if world > 1:
+            dist.destroy_process_group()

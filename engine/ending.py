@@ -1,0 +1,140 @@
+"""The end of a run: the last evaluation, the report, the table and the verdict."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.checkpoint import load_checkpoint
+from engine.metrics import EvaluationResult, write_class_counts_csv, write_confusion_csv, write_per_class_csv
+from engine.report import write_report
+from engine.samples import write_predictions
+from engine.trainer import BEST, Ending, Trainer
+from engine.verdict import verdict
+from loaders.cores import usable_cores
+
+
+def finish(trainer: Trainer, ending: Ending) -> None:
+    """Write what a finished or interrupted run shows. All ranks take part in the evaluations."""
+    result = None if ending.interrupted else _final_evaluation(trainer)
+    run = trainer.run
+    if run is None:
+        return
+    data = trainer.data
+    write_class_counts_csv(
+        run.file("class_counts.csv"), data.classes, data.train.class_counts(), data.val.class_counts()
+    )
+    records = run.epochs()
+    options = trainer.config
+    sentence = verdict(
+        records,
+        num_workers=int(options.loader.num_workers),
+        cores=usable_cores(trainer.process.local_world),
+        device=trainer.process.device.type,
+        loader=options.loader.loader,
+    )
+    run.write_json(
+        "result.json",
+        {
+            "finished": ending.finished,
+            "reason": ending.reason,
+            "top1": result.top1 if result else trainer.position.best,
+            "top5": result.top5 if result else None,
+            "epochs": trainer.position.epoch,
+            "seconds": trainer.deadline.elapsed,
+            "verdict": sentence,
+        },
+    )
+    report = write_report(run.path, sentence)
+    _print_summary(records, ending, sentence, trainer, str(report))
+
+
+def _final_evaluation(trainer: Trainer) -> EvaluationResult | None:
+    """Evaluate the best weights at every size asked for; write the tables and sample predictions."""
+    if not len(trainer.data.val):
+        return None
+    position, options = trainer.position, trainer.config
+    last_is_best = bool(position.history) and position.history[-1][2] == position.best
+    last = trainer.last_result
+    if last is None or not last_is_best:
+        best = trainer.process.broadcast(str(trainer.run.file(BEST)) if trainer.run else None)
+        _, state = load_checkpoint(best)
+        trainer.learner.load_state_dict(state)
+        last = trainer.evaluate(options.resolution.val_resolution)
+    result, predictions = last
+    sizes: list[dict[str, Any]] = []
+    for resolution in options.resolution.final_resolutions:
+        at_size = result if resolution == options.resolution.val_resolution else trainer.evaluate(resolution)[0]
+        sizes.append({"resolution": resolution, "top1": at_size.top1, "top5": at_size.top5, "loss": at_size.loss})
+    if trainer.run is not None:
+        run, classes = trainer.run, trainer.data.classes
+        write_confusion_csv(run.file("confusion.csv"), result, classes)
+        write_per_class_csv(run.file("per_class.csv"), result, classes)
+        write_predictions(
+            run.path, trainer.data.val, predictions.indices, predictions.predicted, predictions.probabilities
+        )
+        if sizes:
+            run.write_json("resolutions.json", sizes)
+    return result
+
+
+def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str, trainer: Trainer, report: str) -> None:
+    console = Console(highlight=False)
+    table = Table(title=None, header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in ("epochs", "size", "batch", "train loss", "top-1", "images/s", "waiting for data", "time"):
+        table.add_column(name, justify="right")
+    for rows in _by_stage(records):
+        seconds = sum(row["seconds"] for row in rows)
+        training = sum(row["train_seconds"] for row in rows)
+        images = sum(row["images_per_second"] * row["train_seconds"] for row in rows)
+        waited = sum(row["data_wait_seconds"] for row in rows)
+        first, last = rows[0]["epoch"] + 1, rows[-1]["epoch"] + 1
+        table.add_row(
+            f"{first}-{last}" if last > first else str(first),
+            f"{rows[0]['resolution']} px",
+            str(rows[0]["batch_size"]),
+            f"{rows[-1]['train_loss']:.3f}",
+            f"{rows[-1]['top1']:.2f} %" if rows[-1].get("top1") is not None else "",
+            f"{images / training:.0f}",
+            f"{waited / training:.0%}",
+            _duration(seconds),
+        )
+    console.print()
+    console.print(table)
+    best = trainer.position.best
+    if best is not None:
+        console.print(
+            f"\nBest top-1: [bold]{best:.2f} %[/bold] in {_duration(trainer.deadline.elapsed)}; {ending.reason}."
+        )
+    else:
+        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {_duration(trainer.deadline.elapsed)}.")
+    sizes = trainer.run.file("resolutions.json") if trainer.run else None
+    if sizes is not None and sizes.exists():
+        shown = ", ".join(f"{row['top1']:.2f} % at {row['resolution']} px" for row in json.loads(sizes.read_text()))
+        console.print(f"Top-1 by size: {shown}.")
+    if trainer.bad_samples:
+        console.print(f"{len(trainer.bad_samples)} files could not be decoded; they are listed in bad_samples.csv.")
+    console.print(f"Verdict: {sentence}")
+    if not ending.finished:
+        console.print("Go on with: python -m engine.train --resume " + str(trainer.run.path if trainer.run else ""))
+    console.print(f"Report: {report}")
+
+
+def _by_stage(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    stages: list[list[dict[str, Any]]] = []
+    for record in records:
+        if not stages or stages[-1][0]["stage"] != record["stage"]:
+            stages.append([])
+        stages[-1].append(record)
+    return stages
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

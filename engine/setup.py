@@ -1,0 +1,128 @@
+"""From a resolved configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from engine.config import AugmentConfig, Config
+from engine.distributed import Process
+from engine.freezing import freeze
+from engine.learner import Learner, LossOptions, StepOptions
+from engine.losses import class_weights
+from engine.model import create_model, pretrained_statistics
+from engine.optim import create_optimizer, parameter_groups
+from engine.precision import resolve_amp
+from kernels.random import Stream, permutation
+from loaders.augment import PRESETS, Augmentation
+from loaders.dataset import ImageData, ImageDataset
+
+logger = logging.getLogger("headrace")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of red, green and blue, for pixels in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def limit(data: ImageData, limit_train: int, limit_val: int, seed: int) -> ImageData:
+    """Return the data with at most so many images of each split (0: all), drawn at random."""
+    return replace(data, train=_limited(data.train, limit_train, seed), val=_limited(data.val, limit_val, seed))
+
+
+def _limited(dataset: ImageDataset, count: int, seed: int) -> ImageDataset:
+    if not 0 < count < len(dataset):
+        return dataset
+    return dataset.select(np.sort(permutation(seed, 0, len(dataset), Stream.SPLIT)[:count]))
+
+
+def augmentation_of(config: AugmentConfig) -> Augmentation:
+    """Return the preset with the options that were given besides.
+
+    Raises:
+        ValueError: the options contradict each other.
+    """
+    given = {
+        "crop": config.crop,
+        "scale": config.scale,
+        "ratio": config.ratio,
+        "flip": config.hflip,
+        "rotation": config.rotation,
+        "color_jitter": config.color_jitter,
+        "trivial_augment": config.trivial_augment,
+        "erasing": config.erasing,
+        "blur": config.blur,
+        "grayscale": config.grayscale,
+        "mixup": config.mixup,
+        "cutmix": config.cutmix,
+    }
+    if config.rand_augment is not None:
+        given["rand_augment_layers"], given["rand_augment_magnitude"] = config.rand_augment
+        if config.trivial_augment is None and config.rand_augment[0]:
+            given["trivial_augment"] = False
+    elif config.trivial_augment:
+        given["rand_augment_layers"] = 0
+    return replace(PRESETS[config.augment], **{key: value for key, value in given.items() if value is not None})
+
+
+def model_arguments(config: Config) -> dict[str, object]:
+    """Return the arguments that the architecture depends on, beside the name and the number of classes."""
+    return {"resolution": max(config.resolution.resolutions)}
+
+
+def create_learner(config: Config, data: ImageData, process: Process) -> tuple[Learner, Normalization]:
+    """Create the model, its optimizer and loss.
+
+    Raises:
+        ModelError: the model is unknown, or its weights cannot be had.
+        OptimizerError: the optimizer is unknown.
+        ValueError: an option does not fit the model.
+    """
+    torch.manual_seed(config.run.seed)  # the same initial weights on every rank
+    options = config.model
+    model = create_model(
+        options.model,
+        len(data.classes),
+        pretrained=options.pretrained,
+        weights=options.weights,
+        dropout=options.dropout or None,
+        drop_path=options.drop_path or None,
+        **model_arguments(config),  # type: ignore[arg-type]
+    )
+    normalization = Normalization(*pretrained_statistics(model))
+    frozen = freeze(model, options.freeze)
+    if frozen:
+        logger.info("Frozen: %d of %d parameters tensors", len(frozen), len(list(model.parameters())))
+    model.to(process.device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    if options.sync_bn:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    groups = parameter_groups(model, float(config.optimizer.weight_decay), layer_decay=options.layer_decay)
+    optimizer = create_optimizer(
+        config.optimizer.opt, groups, lr=float(config.optimizer.lr), momentum=config.optimizer.momentum
+    )
+    weights = class_weights(config.loss.class_weights, data.train.class_counts())
+    torch.manual_seed(config.run.seed + process.rank)  # but different dropout
+    learner = Learner(
+        model,
+        optimizer,
+        process,
+        resolve_amp(options.amp, process.device),
+        LossOptions(
+            config.loss.smoothing, None if weights is None else weights.to(process.device), config.loss.focal_gamma
+        ),
+        StepOptions(
+            config.optimizer.grad_accum_steps,
+            config.optimizer.clip_grad,
+            config.loss.on_nonfinite == "skip",
+            options.compile,
+        ),
+        ema_decay=options.ema_decay if options.ema else None,
+        max_shapes=len(config.resolution.resolutions),
+    )
+    return learner, normalization

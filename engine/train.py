@@ -1,0 +1,177 @@
+"""Train an image classifier: ``python -m engine.train [DATA] [options]``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint import CheckpointError
+from engine.command import fail, load_config
+from engine.config import Config, ConfigError
+from engine.defaults import resolve
+from engine.distributed import Process, process
+from engine.ending import finish
+from engine.learner import NonFiniteLossError
+from engine.model import ModelError
+from engine.optim import OptimizerError
+from engine.precision import PrecisionError
+from engine.preview import print_plan
+from engine.resume import Resumed, find
+from engine.rundir import RunDirectory, new_run_path
+from engine.setup import create_learner, limit
+from engine.stopping import EXIT_INTERRUPTED, StopRequest, stop_on_signals
+from engine.telemetry import environment
+from engine.trainer import Ending, OutOfMemoryError, Trainer
+from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
+from loaders.dataset import ImageData
+from loaders.opening import DataError, open_data
+from loaders.registry import create_loader
+
+logger = logging.getLogger("headrace")
+
+USER_ERRORS = (
+    BadSampleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImportError,
+    ModelError,
+    NonFiniteLossError,
+    OptimizerError,
+    OutOfMemoryError,
+    PrecisionError,
+    TooManyBadSamplesError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 2 after a user's error, 75 after a signal."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if os.environ.get("RANK", "0") != "0":
+        logger.setLevel(logging.WARNING)
+    try:
+        config = load_config(with_resumed_options(list(sys.argv[1:] if argv is None else argv)))
+        ending = train(config)
+    except USER_ERRORS as error:
+        fail(error)
+    return EXIT_INTERRUPTED if ending is not None and ending.interrupted else 0
+
+
+def with_resumed_options(arguments: list[str]) -> list[str]:
+    """Start from the options of the run that ``--resume PATH`` names, unless ``--config`` names others."""
+    for number, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--resume":
+            path = Path(value or "".join(arguments[number + 1 : number + 2])).expanduser()
+            folder = path.parent if path.is_file() else path
+            given = any(a == "--config" or a.startswith("--config=") for a in arguments)
+            if (folder / "config.toml").exists() and not given:
+                return ["--config", str(folder / "config.toml"), *arguments]
+    return arguments
+
+
+def train(config: Config) -> Ending | None:
+    """Train by a configuration; return how the run ended, or None if it was only planned.
+
+    Raises:
+        Exception: any of USER_ERRORS, whose message says what to do.
+    """
+    with process(config.run.device) as this, stop_on_signals() as stop:
+        data = _open(config, this)
+        resumed = find(config, data) if this.is_main else None
+        if this.world > 1:
+            resumed = this.broadcast(resumed)
+        if resumed is not None:
+            config = resumed.config
+        config = resolve(config, data.train, this)
+        torch.set_num_threads(config.run.threads)
+        torch.use_deterministic_algorithms(config.run.deterministic)
+        torch.backends.cudnn.benchmark = not config.run.deterministic
+        if config.run.plan:
+            print_plan(config, data, this)
+            return None
+        return _run(config, data, this, stop, resumed)
+
+
+def _open(config: Config, this: Process) -> ImageData:
+    """Open the data, the first process of a machine before the others, which then find the index made."""
+    options = config.data
+    for turn in (True, False):
+        if turn == (this.local_rank == 0):
+            data = open_data(
+                options.data,
+                csv=options.csv,
+                image_root=options.image_root,
+                path_column=options.path_column,
+                label_column=options.label_column,
+                split_column=options.split_column,
+                val_fraction=options.val_fraction,
+                seed=config.run.seed,
+                cache=options.cache,
+                show_progress=this.local_rank == 0,
+            )
+        this.barrier()
+    data = limit(data, options.limit_train, options.limit_val, config.run.seed)
+    logger.info(
+        "Data: %s, %d training and %d validation images in %d classes",
+        data.name, len(data.train), len(data.val), len(data.classes),
+    )  # fmt: skip
+    return data
+
+
+def _run(config: Config, data: ImageData, this: Process, stop: StopRequest, resumed: Resumed | None) -> Ending:
+    learner, normalization = create_learner(config, data, this)
+    run = _run_directory(config, data, resumed) if this.is_main else None
+    try:
+        csv_path = run.file("bad_samples.csv") if run else None
+        bad_samples = BadSamples(config.loader.on_bad_sample, config.loader.max_bad_fraction, csv_path)
+        if resumed is not None:
+            bad_samples.load_state_dict([tuple(row) for row in resumed.state["bad_samples"]])
+        for dataset in (data.train, data.val):
+            bad_samples.record(
+                dataset, (BadSample(dataset.name, i, dataset.paths[i], why) for i, why in dataset.problems.items())
+            )
+        loader = create_loader(
+            config.loader.loader,
+            (data.train, data.val),
+            int(config.loader.num_workers),
+            bad_samples,
+            this.device,
+            config.loader.prefetch,
+        )
+        with loader:
+            logger.info("Loader: %s", loader.describe())
+            trainer = Trainer(config, data, this, learner, normalization, loader, run, stop, resumed)
+            ending = trainer.fit()
+            finish(trainer, ending)
+        return ending
+    finally:
+        if run is not None:
+            run.close()
+
+
+def _run_directory(config: Config, data: ImageData, resumed: Resumed | None) -> RunDirectory:
+    if resumed is None:
+        path = new_run_path(config.run.output, config.model.model, config.loader.loader, config.run.name)
+        run = RunDirectory(path)
+        logger.info("Run: %s", path)
+    else:
+        run = RunDirectory(resumed.path, resumed.position.epoch, resumed.position.steps)
+        logger.info(
+            "Run: %s, resumed at epoch %d, batch %d",
+            resumed.path,
+            resumed.position.epoch + 1,
+            resumed.position.next_batch,
+        )
+    run.write_text("config.toml", config.to_toml())
+    run.write_json("env.json", environment())
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+"""A whole run: stages, epochs, evaluation, checkpoints, and what is written down on the way."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from loaders.transfer import DeviceBatch, Transfer
+from tqdm import tqdm
+
+from engine.checkpoint import Position, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from engine.config import Config
+from engine.distributed import Process
+from engine.evaluation import Predictions, evaluate
+from engine.learner import Learner, NonFiniteLossError
+from engine.loop import Epoch, train_epoch
+from engine.metrics import EvaluationResult
+from engine.model import set_dropout
+from engine.optim import learning_rate_factor
+from engine.progressive import History, ProgressiveSchedule, Stage
+from engine.resume import LAST, Resumed, identity
+from engine.rundir import RunDirectory
+from engine.saved_model import SavedModel, save_model
+from engine.setup import Normalization, augmentation_of, model_arguments
+from engine.stopping import Deadline, StopRequest, stopped_improving
+from engine.telemetry import Telemetry
+from engine.values import Target, parse_duration, parse_target
+from loaders.bad_samples import BadSamples
+from loaders.contract import Loader
+from loaders.dataset import ImageData
+from loaders.plan import EpochPlan, View
+
+BEST = "best.pt"
+MODEL = "model.safetensors"
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device has too little memory for the largest size; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended.
+
+    Attributes:
+        reason: in words.
+        finished: nothing is left to do; otherwise the run can be resumed.
+        interrupted: a signal ended it.
+    """
+
+    reason: str
+    finished: bool
+    interrupted: bool = False
+
+
+class Trainer:
+    """Trains a model by a configuration whose autos are resolved.
+
+    Args:
+        run: where to write; None on all ranks but the first.
+        stop: set by a signal.
+        resumed: the run to go on with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: ImageData,
+        process: Process,
+        learner: Learner,
+        normalization: Normalization,
+        loader: Loader,
+        run: RunDirectory | None,
+        stop: StopRequest,
+        resumed: Resumed | None = None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.process = process
+        self.learner = learner
+        self.normalization = normalization
+        self.loader = loader
+        self.run = run
+        self.stop = stop
+        self.augmentation = augmentation_of(config.augment)
+        self.schedule = ProgressiveSchedule.from_config(config)
+        self.transfer = Transfer(
+            process.device,
+            normalization.mean,
+            normalization.std,
+            dtype=learner.precision.dtype or torch.float32,
+            channels_last=config.model.channels_last,
+            num_classes=len(data.classes),
+        )
+        self.telemetry = Telemetry(process.device)
+        self.position = Position()
+        self.target: Target | None = parse_target(config.run.target) if config.run.target else None
+        self.save_every = parse_duration(config.run.save_every)
+        self.last_result: tuple[EvaluationResult, Predictions] | None = None
+        self._recent: deque[tuple[int, list[str]]] = deque(maxlen=config.run.log_every + 1)
+        if resumed is not None:
+            self._restore(resumed)
+        time_limit = parse_duration(config.run.time_limit) if config.run.time_limit else 0.0
+        self.deadline = Deadline(time_limit, self.position.seconds)
+
+    @property
+    def bad_samples(self) -> BadSamples:
+        return self.loader.bad_samples
+
+    # The run
+
+    def fit(self) -> Ending:
+        """Train until the last epoch or until something ends it before.
+
+        Raises:
+            OutOfMemoryError: the largest size does not fit the device.
+            NonFiniteLossError: the loss is not finite, and that is to end the run.
+        """
+        epochs = self.config.optimizer.epochs
+        self._warm_up(self.schedule.stages[-1], first=True)
+        self._restore_rng()
+        self._saved_at = time.monotonic()
+        warm = self.schedule.stages[-1].index
+        while self.position.epoch < epochs:
+            stage = self._stage()
+            started = time.monotonic()
+            if stage.index != warm:
+                self._warm_up(stage)
+                warm = stage.index
+            self.position.switch_seconds += time.monotonic() - started
+            ending = self._train_epoch(stage)
+            if ending is None:
+                ending = self._end_epoch(stage)
+            if ending is not None:
+                return self._finish(ending)
+        return self._finish(Ending(f"all {epochs} epochs are trained", finished=True))
+
+    def _stage(self) -> Stage:
+        """Return the stage of the epoch under way, which is chosen when it starts."""
+        position = self.position
+        if position.next_batch == 0:
+            progress = position.epoch / self.config.optimizer.epochs
+            stage = self.schedule.stage_at(progress, History.from_list(position.history))
+            position.stage = stage.index
+        return self.schedule.stages[position.stage]
+
+    def _warm_up(self, stage: Stage, first: bool = False) -> None:
+        share = -(-stage.batch_size // self.process.world)
+        try:
+            self.learner.warm_up(share, stage.resolution)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"a batch of {share} images of {stage.resolution} px does not fit into the memory of "
+                f"{self.process.device}: lower --batch-size, split it with --grad-accum-steps "
+                f"{2 * self.config.optimizer.grad_accum_steps}, or use --amp bf16"
+            ) from error
+        if not first and self.process.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _finish(self, ending: Ending) -> Ending:
+        self.position.finished = ending.finished
+        self._save(LAST)
+        self.telemetry.close()
+        return ending
+
+    # An epoch
+
+    def _plan(self, stage: Stage) -> EpochPlan:
+        augmentation, options = self.augmentation, self.config
+        view = View(
+            stage.resolution,
+            stage.batch_size,
+            crop=augmentation.crop,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            flip=augmentation.flip,
+            balanced=options.loss.balanced_sampling,
+            drop_last=options.loader.drop_last,
+        )
+        return EpochPlan(
+            self.data.train,
+            self.position.epoch,
+            view,
+            options.run.seed,
+            self.process.rank,
+            self.process.world,
+            self.position.next_batch,
+        )
+
+    def _train_epoch(self, stage: Stage) -> Ending | None:
+        """Train one epoch, or what is left of it; return how the run ends if it ends here."""
+        plan = self._plan(stage)
+        if self.position.next_batch == 0:
+            self.learner.reset_sums()
+        if self.config.model.dropout:
+            set_dropout(self.learner.model, self.config.model.dropout * stage.regularization)
+        self.telemetry.start()
+        self.transfer.take_wait_seconds()
+        self._before = self.position.train_seconds
+        self._ending: Ending | None = None
+        self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
+        self._started = time.monotonic()
+        epoch = Epoch(
+            plan,
+            self.augmentation.scaled(stage.regularization),
+            lambda progress: self.lr_factor(progress) * stage.lr_scale,
+            self.config.optimizer.epochs * len(self.data.train),
+        )
+        with tqdm(
+            total=plan.num_batches,
+            initial=plan.start_batch,
+            desc=f"epoch {self.position.epoch + 1}/{self.config.optimizer.epochs} {stage.resolution} px",
+            unit="batch",
+            disable=self.run is None,
+            leave=False,
+            dynamic_ncols=True,
+        ) as self._progress:
+            done = train_epoch(
+                self.learner, self.loader, self.transfer, epoch, self.position, self._after_step, self._progress
+            )
+            self._count_time()
+            if done:
+                self._log()
+        return None if done else self._ending
+
+    def lr_factor(self, progress: float) -> float:
+        """Return the factor of the learning rate after a share of the run's samples."""
+        options = self.config.optimizer
+        return learning_rate_factor(
+            options.schedule,
+            progress,
+            warmup=min(float(options.warmup_epochs) / options.epochs, 0.99),
+            min_fraction=options.min_lr_fraction,
+            step_length=options.step_epochs / options.epochs if options.step_epochs else 1 / 3,
+            step_factor=options.step_factor,
+        )
+
+    def _count_time(self) -> None:
+        """Bring the times of the epoch under way up to date."""
+        self.position.train_seconds = self._before + time.monotonic() - self._started
+        self.position.data_wait_seconds += self.transfer.take_wait_seconds()
+        self.position.seconds = self.deadline.elapsed
+
+    def _after_step(self, batch: DeviceBatch) -> bool:
+        """Log, save, and look whether the run has to end; return True if it has."""
+        self._recent.append((self.position.steps, batch.indices))
+        due = self.position.steps % self.config.run.log_every == 0
+        if due:
+            self._log()
+        # Several ranks must agree, which costs a message, so they look only when they log; one looks at every step.
+        if not due and self.process.world > 1:
+            return False
+        stop, late, save = self._agree(
+            bool(self.stop), self.deadline.passed(), time.monotonic() - self._saved_at >= self.save_every
+        )
+        if stop or late:
+            self._count_time()
+            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
+            self._ending = (
+                Ending(f"{name} was received", finished=False, interrupted=True)
+                if stop
+                else Ending(f"the time limit of {self.config.run.time_limit} is reached", finished=False)
+            )
+            return True
+        if save:
+            self._count_time()
+            self._save(LAST)
+            self._before, self._started = self.position.train_seconds, time.monotonic()
+        return False
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Return each flag as it is on any rank."""
+        if self.process.world == 1:
+            return list(flags)
+        return [
+            bool(flag)
+            for flag in self.process.maximum(torch.tensor(flags, dtype=torch.float32, device=self.process.device))
+        ]
+
+    def _log(self) -> None:
+        """Read the sums from the device, and show and record them."""
+        self._check_finite()
+        now, samples = time.monotonic(), self.position.samples_seen
+        sums = self.process.sum(self.learner.sums.clone()).tolist()
+        then, samples_then, sums_then = self._logged
+        count = sums[2] - sums_then[2]
+        if self.run is None or not count:
+            return
+        rate = (samples - samples_then) / max(now - then, 1e-9)
+        self._logged = (now, samples, sums)
+        loss, top1 = sums[0] / sums[2], 100 * sums[1] / sums[2]
+        wait = self.position.data_wait_seconds + self.transfer.wait_seconds
+        elapsed = self._before + now - self._started
+        left = (self.config.optimizer.epochs * len(self.data.train) - samples) / max(rate, 1e-9)
+        self._progress.set_postfix_str(
+            f"loss {loss:.3f}, top-1 {top1:.1f} %, {rate:.0f} images/s, {wait / max(elapsed, 1e-9):.0%} waiting, "
+            f"run done in {left / 60:.1f} min"
+        )
+        self.run.record_step(
+            {
+                "step": self.position.steps,
+                "epoch": self.position.epoch,
+                "loss": (sums[0] - sums_then[0]) / count,
+                "lr": self.learner.optimizer.param_groups[0]["lr"],
+                "images_per_second": rate,
+                "time": self.deadline.elapsed,
+            },
+            self.position.steps,
+        )
+
+    def _check_finite(self) -> None:
+        first = self.learner.first_nonfinite
+        step = int(first.item())
+        if not self._agree(step >= 0)[0]:
+            return
+        indices = next((indices.tolist() for number, indices in self._recent if number == step), [])
+        paths = [self.data.train.paths[index] for index in indices]
+        names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        raise NonFiniteLossError(
+            f"the loss at step {step} (epoch {self.position.epoch + 1}) is not finite. Its samples: {names}. "
+            f"Lower --lr, use --clip-grad 1 or --amp off, or leave such steps out with --on-nonfinite skip; "
+            f"the last checkpoint is from before"
+        )
+
+    def _end_epoch(self, stage: Stage) -> Ending | None:
+        """Evaluate, record and save; return how the run ends if it ends here."""
+        position = self.position
+        telemetry = self.telemetry.collect(len(self.data.train) // self.process.world)
+        sums = self.process.sum(self.learner.sums.clone()).tolist()
+        record: dict[str, Any] = {
+            "epoch": position.epoch,
+            "stage": stage.index,
+            "resolution": stage.resolution,
+            "batch_size": stage.batch_size,
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
+            "train_loss": sums[0] / max(sums[2], 1),
+            "train_top1": 100 * sums[1] / max(sums[2], 1),
+        }
+        evaluating = time.monotonic()
+        improved = False
+        if len(self.data.val):
+            result, predictions = self.evaluate(self.config.resolution.val_resolution)
+            self.last_result = (result, predictions)
+            record |= {"val_loss": result.loss, "top1": result.top1, "top5": result.top5}
+            improved = position.best is None or result.top1 > position.best
+            position.best = max(result.top1, position.best or 0.0)
+            position.history.append([position.epoch, stage.index, result.top1])
+        val_seconds = time.monotonic() - evaluating
+        record |= {
+            "images_per_second": len(self.data.train) / position.train_seconds,
+            "seconds": position.train_seconds + position.switch_seconds + val_seconds,
+            "train_seconds": position.train_seconds,
+            "val_seconds": val_seconds,
+            "data_wait_seconds": position.data_wait_seconds,
+            "data_wait_fraction": position.data_wait_seconds / position.train_seconds,
+            "switch_seconds": position.switch_seconds,
+            "samples_seen": position.samples_seen,
+            "steps": position.steps,
+            "bad_samples": len(self.bad_samples),
+            "skipped_steps": int(sums[3]),
+            "time": self.deadline.elapsed,
+            **telemetry,
+        }
+        position.epoch += 1
+        position.next_batch = 0
+        position.train_seconds = position.data_wait_seconds = position.switch_seconds = 0.0
+        position.seconds = self.deadline.elapsed
+        if self.run is not None:
+            self.run.record_epoch(record, position.steps)
+            tqdm.write(epoch_line(record, self.config.optimizer.epochs))
+        self._save(LAST)
+        if improved or not len(self.data.val):
+            self._save(BEST)
+            self.save_model()
+        return self._ending_after_epoch(record)
+
+    def _ending_after_epoch(self, record: dict[str, Any]) -> Ending | None:
+        options = self.config
+        stop, late, reached, stalled = self._agree(
+            bool(self.stop),
+            self.deadline.passed(),
+            self.target is not None and record.get(self.target.metric, 0.0) >= self.target.value,
+            stopped_improving([row[2] for row in self.position.history], options.run.early_stop),
+        )
+        if stop:
+            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
+            return Ending(f"{name} was received", finished=False, interrupted=True)
+        if reached:
+            return Ending(f"the target {options.run.target} is reached", finished=True)
+        if stalled:
+            return Ending(f"{options.run.early_stop} epochs brought no better top-1", finished=True)
+        if late:
+            return Ending(f"the time limit of {options.run.time_limit} is reached", finished=False)
+        return None
+
+    def evaluate(self, resolution: int) -> tuple[EvaluationResult, Predictions]:
+        """Evaluate the weights to keep on the validation set."""
+        return evaluate(
+            self.learner.evaluated,
+            self.loader,
+            self.transfer,
+            self.data.val,
+            self.process,
+            self.learner.precision,
+            resolution=resolution,
+            batch_size=max(stage.batch_size for stage in self.schedule.stages),
+            crop_fraction=self.config.resolution.crop_fraction,
+            flip=self.config.run.tta,
+            show_progress=self.run is not None,
+        )
+
+    # Files
+
+    def save_model(self) -> None:
+        """Write the weights to keep, with all that prediction needs."""
+        if self.run is None:
+            return
+        config = self.config
+        metadata = SavedModel(
+            config.model.model,
+            self.data.classes,
+            self.normalization.mean,
+            self.normalization.std,
+            config.resolution.val_resolution,
+            config.resolution.crop_fraction,
+            model_arguments(config),
+        )
+        save_model(self.run.file(MODEL), self.learner.evaluated, metadata)
+
+    def _save(self, name: str) -> None:
+        states = self.process.gather(rng_state(self.process.device))
+        bad = self.process.gather(self.bad_samples.state_dict())
+        state = self.learner.state_dict() | {"sums": self.process.sum(self.learner.sums.clone())}
+        self._saved_at = time.monotonic()
+        if self.run is None:
+            return
+        save_checkpoint(
+            self.run.file(name),
+            self.position,
+            config=self.config.to_toml(),
+            identity=identity(self.data),
+            world=self.process.world,
+            rng=states,
+            bad_samples=sorted({tuple(row) for rows in bad for row in rows}),
+            **state,
+        )
+
+    def _restore(self, resumed: Resumed) -> None:
+        self.position = resumed.position
+        self.position.finished = False
+        self.learner.load_state_dict(resumed.state)
+        if not self.process.is_main:
+            self.learner.sums.zero_()  # rank 0 has the sums of all
+        self.bad_samples.load_state_dict([tuple(row) for row in resumed.state["bad_samples"]])
+        self._rng = resumed.state["rng"]
+
+    def _restore_rng(self) -> None:
+        states = getattr(self, "_rng", [])
+        if self.process.rank < len(states):
+            set_rng_state(states[self.process.rank], self.process.device)
+
+
+def load_best(trainer: Trainer, path: Path) -> None:
+    """Give a trainer the best weights of its run, where they are not the last."""
+    _, state = load_checkpoint(path / BEST)
+    trainer.learner.load_state_dict(state)
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """Return the line that stays in the terminal after an epoch."""
+    parts = [
+        f"epoch {record['epoch'] + 1:>{len(str(epochs))}}/{epochs}",
+        f"{record['resolution']:>3} px",
+        f"loss {record['train_loss']:.3f}",
+    ]
+    if "top1" in record:
+        parts += [f"val loss {record['val_loss']:.3f}", f"top-1 {record['top1']:.2f} %"]
+    parts += [
+        f"{record['images_per_second']:.0f} images/s",
+        f"{record['data_wait_fraction']:.0%} waiting for data",
+        f"{record['seconds']:.1f} s",
+    ]
+    return "  ".join(parts)

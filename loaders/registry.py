@@ -1,0 +1,50 @@
+"""Loaders by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from loaders.bad_samples import BadSamples
+from loaders.contract import Loader
+from loaders.dataset import ImageDataset
+
+LOADER_NAMES = ("torch", "dali", "synthetic")
+
+
+def create_loader(
+    name: str,
+    datasets: Sequence[ImageDataset],
+    num_workers: int,
+    bad_samples: BadSamples,
+    device: torch.device | str = "cpu",
+    prefetch: int = 2,
+) -> Loader:
+    """Create a loader.
+
+    Args:
+        name: one of LOADER_NAMES.
+        datasets: the data sets that its plans will refer to.
+        num_workers: worker processes (``torch``) or threads (``dali``).
+        bad_samples: the policy for files that cannot be decoded.
+        device: where the batches are needed; ``dali`` decodes there.
+        prefetch: batches in flight, for each worker (``torch``) or in all (``dali``).
+
+    Raises:
+        ValueError: the name is unknown.
+        ImportError: the backend is not installed; the message says how to install it.
+    """
+    if name == "torch":
+        from loaders.torch_backend import TorchLoader
+
+        return TorchLoader(datasets, num_workers, bad_samples, prefetch)
+    if name == "dali":
+        from loaders.dali_backend import DaliLoader
+
+        return DaliLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch)
+    if name == "synthetic":
+        from loaders.synthetic_backend import SyntheticLoader
+
+        return SyntheticLoader(datasets, bad_samples, torch.device(device))
+    raise ValueError(f"unknown loader {name!r}; choose one of {', '.join(LOADER_NAMES)}")

@@ -1,0 +1,241 @@
+"""The reference loader: PyTorch's DataLoader, worker processes, Pillow. Plain, and works everywhere.
+
+A worker makes a whole batch at a time from a BatchPlan that reaches it through the sampler, so the same workers serve
+every data set, epoch, resolution and batch size.
+"""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from loaders.bad_samples import BadSample, BadSamples
+from loaders.contract import Batch, Loader
+from loaders.dataset import ImageDataset
+from loaders.pixels import PixelError, load_window, pillow_version
+from loaders.plan import BatchPlan, EpochPlan, substitute
+from loaders.processes import Transport, choose_transport, worker_context
+
+MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What travels to a worker."""
+
+    dataset: int
+    plan: BatchPlan
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What comes back: pixels as uint8 NHWC, the samples delivered, and the bad ones met on the way."""
+
+    pixels: torch.Tensor | np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    keys: np.ndarray
+    plan: BatchPlan
+    bad: tuple[BadSample, ...]
+
+
+class _Decoder(Dataset[_Answer]):
+    """Turns a request into pixels; lives in the workers."""
+
+    def __init__(self, datasets: Sequence[ImageDataset], replace: bool, transport: Transport) -> None:
+        self.datasets = datasets
+        self.replace = replace
+        self.transport = transport
+        self.known_bad: dict[tuple[int, int], str] = {
+            (number, index): reason
+            for number, dataset in enumerate(datasets)
+            for index, reason in dataset.problems.items()
+        }
+
+    def __getitem__(self, request: _Request) -> _Answer:  # type: ignore[override]
+        dataset, plan = self.datasets[request.dataset], request.plan
+        size = plan.resolution
+        pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
+        view = pixels.numpy()
+        indices, keys = plan.indices.copy(), plan.keys.copy()
+        kept = np.ones(len(plan), np.bool_)
+        bad: list[BadSample] = []
+        for position in range(len(plan)):
+            index = int(plan.indices[position])
+            reason = self._load(request.dataset, plan, position, view[position])
+            if reason is None:
+                continue
+            bad.append(BadSample(dataset.name, index, dataset.paths[index], reason))
+            if not self.replace:  # the run ends here, with this sample named
+                kept[:] = False
+                break
+            if plan.view.is_evaluation:
+                kept[position] = False
+            else:
+                indices[position] = self._load_replacement(request.dataset, plan, position, view[position], bad)
+        if not kept.all():
+            pixels, indices, keys = pixels[torch.from_numpy(kept)], indices[kept], keys[kept]
+        return _Answer(
+            pixels if self.transport == "shared-memory" else pixels.numpy(),
+            dataset.labels[indices],
+            indices,
+            keys,
+            plan,
+            tuple(bad),
+        )
+
+    def _load(self, number: int, plan: BatchPlan, position: int, out: np.ndarray) -> str | None:
+        """Fill ``out`` (uint8 HWC); return the reason if the sample is bad."""
+        index = int(plan.indices[position])
+        reason = self.known_bad.get((number, index))
+        if reason is not None:
+            return reason
+        dataset = self.datasets[number]
+        try:
+            image = load_window(
+                dataset.paths[index], plan.windows[position], plan.resolution, int(dataset.orientations[index])
+            )
+        except PixelError as error:
+            self.known_bad[number, index] = str(error)
+            return str(error)
+        out[:] = image[:, ::-1] if plan.flips[position] else image
+        return None
+
+    def _load_replacement(
+        self, number: int, plan: BatchPlan, position: int, out: np.ndarray, bad: list[BadSample]
+    ) -> int:
+        dataset = self.datasets[number]
+        for attempt in range(MAX_REPLACEMENTS):
+            candidate = substitute(dataset, plan, position, attempt)
+            reason = self._load(number, candidate, 0, out)
+            index = int(candidate.indices[0])
+            if reason is None:
+                return index
+            bad.append(BadSample(dataset.name, index, dataset.paths[index], reason))
+        raise RuntimeError(
+            f"no readable image found in place of {dataset.paths[int(plan.indices[position])]} "
+            f"in {MAX_REPLACEMENTS} tries: most files of {dataset.name} seem to be damaged"
+        )
+
+
+class _Requests(Sampler[_Request]):
+    """The sampler through which plans reach the workers; ``start`` says which."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._plan: EpochPlan | None = None
+
+    def start(self, number: int, plan: EpochPlan) -> None:
+        self._number, self._plan = number, plan
+
+    def __iter__(self) -> Iterator[_Request]:
+        assert self._plan is not None
+        for batch in self._plan:
+            yield _Request(self._number, batch)
+
+
+class TorchLoader(Loader):
+    """DataLoader worker processes and Pillow.
+
+    Args:
+        datasets: what plans may refer to.
+        num_workers: worker processes; 0 decodes in the calling thread.
+        bad_samples: the policy for files that Pillow refuses.
+        prefetch: batches in flight for each worker.
+    """
+
+    name = "torch"
+    layout = "NHWC"
+
+    def __init__(
+        self, datasets: Sequence[ImageDataset], num_workers: int, bad_samples: BadSamples, prefetch: int = 2
+    ) -> None:
+        super().__init__(datasets, num_workers, bad_samples)
+        self.device = torch.device("cpu")
+        self.prefetch = prefetch
+        self._requests = _Requests()
+        self._loader: DataLoader[Any] | None = None
+        self._batches: Iterator[_Answer] | None = None
+        self._runs = 0
+
+    def describe(self) -> str:
+        place = f"{self.num_workers} worker processes" if self.num_workers else "the main thread"
+        return f"torch: {pillow_version()} in {place}"
+
+    def run(self, plan: EpochPlan) -> Iterator[Batch]:
+        number = next(i for i, dataset in enumerate(self.datasets) if dataset is plan.dataset)
+        self._runs += 1
+        current = self._runs
+        if self._loader is None:
+            self._loader = self._start(plan)
+        self._requests.start(number, plan)
+        self._batches = iter(self._loader)
+        return self._deliver(plan, current)
+
+    def _deliver(self, plan: EpochPlan, current: int) -> Iterator[Batch]:
+        for _ in range(len(plan)):
+            if current != self._runs or self._batches is None:
+                raise RuntimeError("this epoch has ended: the loader was closed or another epoch was started")
+            answer = next(self._batches)
+            if answer.bad:
+                self.bad_samples.record(plan.dataset, answer.bad)
+            yield Batch(
+                torch.as_tensor(answer.pixels).permute(0, 3, 1, 2),
+                torch.from_numpy(answer.labels),
+                torch.from_numpy(answer.indices),
+                answer.keys,
+                answer.plan,
+            )
+
+    def _start(self, plan: EpochPlan) -> DataLoader[Any]:
+        size = plan.view.resolution
+        batch_bytes = 3 * size * size * -(-plan.view.batch_size // plan.world)
+        transport = choose_transport(batch_bytes * self.prefetch * self.num_workers) if self.num_workers else "pipe"
+        decoder = _Decoder(self.datasets, self.bad_samples.policy == "skip", transport)
+        if not self.num_workers:
+            return DataLoader(decoder, batch_size=None, sampler=self._requests, collate_fn=_identity)
+        loader = DataLoader(
+            decoder,
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_identity,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch,
+            persistent_workers=True,
+            worker_init_fn=_prepare_worker,
+            multiprocessing_context=worker_context(),
+        )
+        self._finalizer = weakref.finalize(self, _stop_workers, loader)
+        return loader
+
+    def close(self) -> None:
+        self._runs += 1
+        self._batches = None
+        if self._loader is not None and self.num_workers:
+            self._finalizer()
+        self._loader = None
+
+
+def _identity(answer: _Answer) -> _Answer:
+    return answer
+
+
+def _prepare_worker(number: int) -> None:
+    """Leave Ctrl-C to the main process, which finishes its step and then stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def _stop_workers(loader: DataLoader[Any]) -> None:
+    iterator = loader._iterator
+    if iterator is not None:
+        loader._iterator = None
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
