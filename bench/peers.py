@@ -1,11 +1,12 @@
 """Other loaders in their own plain form, as their documentation shows them, on the same files and with the same crops.
 
-Every peer is a generator that yields the number of images of each batch, without end: see bench.measure.Cell.
+Every peer is a generator that yields the images of one batch after another, without end, and releases everything when
+it is closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ from torchvision.datasets.folder import default_loader
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from bench.measure import Batches
 from loaders.dataset import ImageDataset
 
 Output = Literal["uint8", "float32"]
+Images = Generator[torch.Tensor, None, None]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -65,7 +66,7 @@ class _Files(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(self.read(path)), label
 
 
-def _data_loader(work: Work, dataset: Dataset[tuple[torch.Tensor, int]]) -> Batches:
+def _data_loader(work: Work, dataset: Dataset[tuple[torch.Tensor, int]]) -> Images:
     cuda = work.output == "float32" and work.device != "cpu"
     loader = DataLoader(
         dataset,
@@ -79,10 +80,10 @@ def _data_loader(work: Work, dataset: Dataset[tuple[torch.Tensor, int]]) -> Batc
         for images, _ in loader:
             if cuda:
                 images = images.to(work.device, non_blocking=True)
-            yield len(images)
+            yield images
 
 
-def torchvision_pillow(work: Work) -> Batches:
+def torchvision_pillow(work: Work) -> Images:
     """ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize in a DataLoader, decoded by Pillow."""
     operations: list[Any] = [
         transforms.RandomResizedCrop(work.resolution, SCALE, RATIO),
@@ -99,7 +100,7 @@ def _read_tensor(path: str) -> torch.Tensor:
     return decode_image(path, ImageReadMode.RGB)
 
 
-def torchvision_tensors(work: Work) -> Batches:
+def torchvision_tensors(work: Work) -> Images:
     """The v2 transforms on uint8 tensors, decoded by torchvision.io, in a DataLoader."""
     operations: list[Any] = [
         v2.RandomResizedCrop(work.resolution, SCALE, RATIO, antialias=True),
@@ -110,23 +111,24 @@ def torchvision_tensors(work: Work) -> Batches:
     return _data_loader(work, _Files(work, _read_tensor, v2.Compose(operations)))
 
 
-def dali(work: Work) -> Batches:
+def dali(work: Work) -> Images:
     """A DALI pipeline with its own file reader and random crops: decodes on the GPU where the device is one."""
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
     cuda = work.device != "cpu"
+    device_id: Any = torch.cuda.current_device() if cuda else None
     files, labels = list(work.dataset.paths), work.dataset.labels.tolist()
 
     @pipeline_def(
         batch_size=work.batch_size,
         num_threads=max(1, work.num_workers),
-        device_id=torch.cuda.current_device() if cuda else None,
+        device_id=device_id,
         seed=0,
     )
     def pipeline() -> Any:
         encoded, _ = fn.readers.file(files=files, labels=labels, random_shuffle=True)
-        images = fn.decoders.image_random_crop(
+        images: Any = fn.decoders.image_random_crop(
             encoded,
             device="mixed" if cuda else "cpu",
             output_type=DALIImageType.RGB,
@@ -150,10 +152,10 @@ def dali(work: Work) -> Batches:
     built.build()
     while True:
         (images,) = built.run()
-        yield len(torch.from_dlpack(images.as_tensor()))
+        yield torch.from_dlpack(images.as_tensor())
 
 
-PEERS: dict[str, Callable[[Work], Batches]] = {
+PEERS: dict[str, Callable[[Work], Images]] = {
     "peer:torchvision": torchvision_pillow,
     "peer:torchvision-v2": torchvision_tensors,
     "peer:dali": dali,

@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +39,8 @@ from bench.measure import (
     turns,
     write_records,
 )
-from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Output, Work
+from bench.options import add_measuring, command_line, listed, not_negative, positive
+from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work
 from bench.resources import describe_machine
 from loaders.bad_samples import BadSamples
 from loaders.cores import usable_cores
@@ -45,27 +48,30 @@ from loaders.dataset import ImageDataset
 from loaders.opening import DataError, open_data
 from loaders.plan import EpochPlan, View
 from loaders.registry import LOADER_NAMES, create_loader
+from loaders.transfer import Transfer
 
 MIN_EPOCH_IMAGES = 50_000
 COMPARED_WITH = {"torch": "peer:torchvision", "dali": "peer:dali"}
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
-Item = TypeVar("Item")
 
-
-def deliver(name: str, work: Work) -> Batches:
+def own_images(name: str, work: Work) -> Images:
     """Run one of our loaders without end, one epoch after another."""
     device = torch.device(work.device)
     view = View(work.resolution, work.batch_size, scale=SCALE, ratio=RATIO, flip=FLIP)
     with create_loader(name, [work.dataset], work.num_workers, BadSamples("raise"), device) as loader:
-        if work.output == "float32":
-            from loaders.transfer import Transfer
-
-            transfer = Transfer(device, MEAN, STD)
+        transfer = Transfer(device, MEAN, STD)
         for epoch in itertools.count():
             batches = loader.run(EpochPlan(work.dataset, epoch, view))
-            for batch in batches if work.output == "uint8" else transfer(batches):
-                yield len(batch)
+            for batch in batches if work.output == "uint8" else transfer.batches(batches):
+                yield batch.images
+
+
+def deliver(name: str, work: Work) -> Batches:
+    """Run a loader of ours or a peer and count its images."""
+    with closing(PEERS[name](work) if name in PEERS else own_images(name, work)) as batches:
+        for images in batches:
+            yield len(images)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def compare(
     results: list[Result] = []
     with progress_bar(sum(turns(len(group), rounds) for group in groups)) as progress:
         for group in groups:
-            cells = [Cell(label(*pair), partial(opener(pair[0]), pair[1])) for pair in group]
+            cells = [Cell(label(*pair), partial(deliver, *pair)) for pair in group]
             measured = dict(zip(group, measure(cells, rounds=rounds, seconds=seconds, progress=progress), strict=True))
             for (name, work), figures in measured.items():
                 other = measured.get((COMPARED_WITH.get(name, ""), work))
@@ -123,126 +129,94 @@ def compare(
     return results
 
 
-def opener(name: str) -> Callable[[Work], Batches]:
-    """Return what runs a loader of ours or a peer."""
-    return PEERS[name] if name in PEERS else partial(deliver, name)
-
-
 def label(name: str, work: Work) -> str:
     """Return what to call a cell in messages."""
     return f"{name}, {work.num_workers} workers, {work.resolution} px, {work.output}"
 
 
-def readable(dataset: ImageDataset) -> ImageDataset:
+def long_epoch(dataset: ImageDataset) -> ImageDataset:
     """Return the images whose header is readable, repeated to MIN_EPOCH_IMAGES."""
     good = np.setdiff1d(np.arange(len(dataset)), list(dataset.problems))
     repeats = -(-MIN_EPOCH_IMAGES // len(good))
     return dataset if repeats == 1 and not dataset.problems else dataset.select(np.tile(good, repeats))
 
 
-def table(results: Sequence[Result]) -> Table:
-    """Return the results for the terminal: work by work, the fastest loader first."""
-    texts = ("output", "px", "workers", "loader")
-    figures = ("images/s", "min to max", "ratio", "cpu-ms/image", "memory MB", "first batch s", "others' CPU")
-    shown = Table(*texts, *figures, title="Images per second: median and spread over the rounds")
-    for column in shown.columns[len(texts) :]:
-        column.justify = "right"
+def tables(results: Sequence[Result]) -> Iterator[Table]:
+    """Yield a table for each output and resolution: fewest workers first, then the fastest loader."""
     order = sorted(
         results,
         key=lambda r: (r.work.output, r.work.resolution, r.work.num_workers, -r.measurement.images_per_second.median),
     )
-    for work, of_work in itertools.groupby(order, key=lambda result: result.work):
-        for result in of_work:
-            measured, ratio = result.measurement, result.ratio
-            rate, others = measured.images_per_second, f"{measured.foreign_cpu.max:.0%}"
-            shown.add_row(
-                work.output,
-                str(work.resolution),
-                str(work.num_workers),
-                result.loader,
-                f"{rate.median:.0f}",
-                f"{rate.min:.0f} to {rate.max:.0f}",
-                f"{ratio.of_medians:.2f} ({ratio.min:.2f} to {ratio.max:.2f})" if ratio else "",
-                f"{measured.cpu_ms_per_image:.2f}",
-                f"{measured.peak_rss_mb:.0f}",
-                f"{measured.seconds_to_first_batch:.1f}",
-                f"[red]{others}[/red]" if measured.disturbed_rounds else others,
-            )
-        shown.add_section()
-    return shown
+    for (output, resolution), group in itertools.groupby(order, key=lambda r: (r.work.output, r.work.resolution)):
+        shown = Table(title=f"{output}, {resolution} px", title_justify="left", box=box.SIMPLE_HEAD)
+        shown.add_column("loader")
+        for heading in ("workers", "images/s", "ratio", "cpu-ms", "MB", "first s", "others"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for _, of_work in itertools.groupby(group, key=lambda r: r.work):
+            for result in of_work:
+                shown.add_row(*row(result))
+            shown.add_section()
+        yield shown
+
+
+def row(result: Result) -> list[str]:
+    """Return a result's row of its table."""
+    measured, ratio = result.measurement, result.ratio
+    rate, others = measured.images_per_second, f"{measured.foreign_cpu.max:.0%}"
+    return [
+        result.loader,
+        str(result.work.num_workers),
+        f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})",
+        f"{ratio.of_medians:.2f} ({ratio.min:.2f}-{ratio.max:.2f})" if ratio else "",
+        f"{measured.cpu_ms_per_image:.2f}",
+        f"{measured.peak_rss_mb:.0f}",
+        f"{measured.seconds_to_first_batch:.1f}",
+        f"[red]{others}[/red]" if measured.disturbed_rounds else others,
+    ]
 
 
 def notes(results: Sequence[Result]) -> str:
-    """Return what a reader of the table has to know."""
+    """Return what a reader of the tables has to know."""
     pairs = ", ".join(f"{name} to {peer}" for name, peer in COMPARED_WITH.items())
-    lines = [f"ratio: {pairs}; of the medians, in brackets the smallest and largest of one round."]
+    lines = [
+        "images/s: median (smallest-largest) over the rounds.",
+        f"ratio: {pairs}; of the medians (smallest-largest within a round).",
+        "cpu-ms: of all processes, per image. MB: peak resident memory. first s: from opening to the first batch.",
+        "others: largest share of the machine's CPU time that went to other processes in a round.",
+    ]
     disturbed = sum(result.measurement.disturbed_rounds for result in results)
     if disturbed:
         total = sum(len(result.measurement.rounds) for result in results)
         lines.append(
-            f"In {disturbed} of {total} turns other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine "
-            "(the largest share stands in red): rates are too low there, ratios and cpu-ms hold better."
+            f"In {disturbed} of {total} turns others took more than {FOREIGN_CPU_LIMIT:.0%}: "
+            "the rates are too low there; ratios and cpu-ms hold better."
         )
     return "\n".join(lines)
-
-
-def listed(convert: Callable[[str], Item], allowed: Sequence[Item] = ()) -> Callable[[str], list[Item]]:
-    """Return a converter of a comma-separated option."""
-
-    def parse(text: str) -> list[Item]:
-        try:
-            items = [convert(part.strip()) for part in text.split(",") if part.strip()]
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        unknown = [str(item) for item in items if allowed and item not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"unknown: {', '.join(unknown)}; choose from {', '.join(map(str, allowed))}"
-            )
-        if not items:
-            raise argparse.ArgumentTypeError("the list is empty")
-        return items
-
-    return parse
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     installed = ["torch"] + ["dali"] * (find_spec("nvidia.dali") is not None)
-    parser = argparse.ArgumentParser(
-        prog="python bench/throughput.py",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    known = [*LOADER_NAMES, *PEERS]
+    parser = command_line("throughput", __doc__)
     add = parser.add_argument
-    add("--data", default="demo", help="a folder of images, demo, or a known data set's name; the training split")
-    add(
-        "--loaders",
-        type=listed(str, [*LOADER_NAMES, *PEERS]),
-        default=",".join(installed),
-        help=f"of {', '.join([*LOADER_NAMES, *PEERS])}",
-    )
+    add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
+    add("--loaders", type=listed(str, known), default=",".join(installed), help=f"of {', '.join(known)}")
     add("--peers", action="store_true", help="also measure other loaders in their own plain form")
-    add("--num-workers", type=listed(int), default=f"{int(usable_cores())}", help="worker processes or threads")
-    add("--resolutions", type=listed(int), default="128,224", help="sides of the images delivered, pixels")
-    add("--batch-size", type=int, default=64, help="images of a batch")
-    add("--seconds", type=float, default=5.0, help="length of a turn")
-    add("--rounds", type=int, default=3, help="turns of each cell")
+    add("--num-workers", type=listed(not_negative), default=f"{int(usable_cores())}", help="processes or threads")
+    add("--resolutions", type=listed(positive), default="128,224", help="sides of the images delivered, pixels")
+    add("--batch-size", type=positive, default=64, help="images of a batch")
     add(
         "--output",
         type=listed(str, OUTPUTS),
         default="uint8,float32",
         help="as delivered; or normalized, on the device",
     )
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the batches are needed")
-    add("--json", type=Path, metavar="FILE", help="write the records here")
+    add_measuring(parser)
     options = parser.parse_args(argv)
     if options.peers:
         peers = [name for name in PEERS if name != "peer:dali" or "dali" in installed]
         options.loaders = list(dict.fromkeys([*options.loaders, *peers]))
-    numbers = (options.batch_size, options.rounds, options.seconds, *options.resolutions)
-    if min(numbers) <= 0 or min(options.num_workers) < 0:
-        parser.error("--batch-size, --rounds, --seconds and --resolutions must be positive, --num-workers not negative")
     return options
 
 
@@ -251,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     machine = describe_machine()
     try:
-        dataset = readable(open_data(options.data).train)
+        dataset = long_epoch(open_data(options.data).train)
         works = [
             Work(dataset, resolution, options.batch_size, num_workers, output, options.device)
             for output in options.output
@@ -271,8 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped" + (f"; finished runs are in {options.json}" if options.json else ""), file=sys.stderr)
         return 130
     console = Console()
-    console.print(table(results))
-    console.print(notes(results), machine, sep="\n", highlight=False)
+    console.print(*tables(results), notes(results), machine, sep="\n", highlight=False)
     return 0
 
 

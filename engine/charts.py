@@ -19,7 +19,7 @@ _LABEL_GAP = 13.0  # pixels between the baselines of two labels
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
+    """A line of a chart, or a row of bars.
 
     Attributes:
         name: its direct label.
@@ -27,7 +27,7 @@ class Series:
         color: name of a CSS variable, without the dashes.
         labeled: write name and last value at the end of the line.
         marks: mark the points, with tooltips.
-        area: fill what is below the line.
+        bars: draw a bar over the epoch that ends at each x in place of a line, for what was measured over it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Series:
     color: str
     labeled: bool = True
     marks: bool = True
-    area: bool = False
+    bars: bool = False
 
     def points(self) -> list[tuple[float, float]]:
         pairs = zip(self.x, self.y, strict=True)
@@ -134,21 +134,27 @@ def line_chart(
     ends: list[tuple[float, str, str]] = []
     for one, points in lines:
         placed = [(place_x(x), place_y(y)) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         color = f"var(--{one.color})"
-        if one.area:
-            outline = f"{placed[0][0]:.1f},{lower:.1f} {path} {placed[-1][0]:.1f},{lower:.1f}"
-            parts.append(f'<polygon points="{outline}" style="fill:{color};opacity:.14"/>')
+        tips = [escape(f"{one.name}, epoch {number(x)}: {number(y, unit)}") for x, y in points]
+        if one.bars:
+            step = place_x(1) - place_x(0)
+            gap = min(2.0, 0.2 * step)
+            parts += [
+                f'<rect x="{x - step + gap / 2:.1f}" y="{y:.1f}" width="{step - gap:.1f}" height="{lower - y:.1f}" '
+                f'style="fill:{color}"><title>{tip}</title></rect>'
+                for (x, y), tip in zip(placed, tips, strict=True)
+            ]
+            continue
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(
             f'<polyline class="{"line" if one.marks else "line fine"}" points="{path}" style="stroke:{color}"/>'
         )
         if one.marks:
             radius = 2.6 if len(points) <= 60 else 1.0
-            for (x, y), (epoch, value) in zip(placed, points, strict=True):
-                tip = escape(f"{one.name} after epoch {number(epoch)}: {number(value, unit)}")
-                parts.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="fill:{color}"><title>{tip}</title></circle>'
-                )
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="fill:{color}"><title>{tip}</title></circle>'
+                for (x, y), tip in zip(placed, tips, strict=True)
+            ]
         if one.labeled:
             ends.append((placed[-1][1], labels[len(ends)], color))
     for y, text, color in _spread(ends, upper, lower):

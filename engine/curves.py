@@ -84,7 +84,7 @@ def curves(
     ]
     if all((e.get("top5") or 0) >= 99.995 for e in epochs):
         accuracies.pop(1)
-    single: dict[str, Any] = {"labeled": False, "area": True}
+    single: dict[str, Any] = {"labeled": False, "bars": True}
     percent: dict[str, Any] = {"unit": "%", "top": 100.0}
     small: dict[str, Any] = {"from_zero": True, "width": 350, "height": 190}
     waiting = series("data_wait_fraction", "waiting", "wait", 100.0, **single)
@@ -107,10 +107,10 @@ def curves(
 
 def _steps(records: Sequence[Record], epochs: Sequence[Record]) -> tuple[list[float], list[Record]]:
     """Return the step records, and where they lie on an axis of epochs; nothing where that is not known."""
-    ends = [e.get("samples_seen") for e in epochs]
-    steps = [r for r in records if r.get("kind") == "step" and r.get("samples_seen") is not None]
-    if not steps or not ends or None in ends:
+    if not epochs or any(e.get("steps") is None for e in epochs):
         return [], []
-    in_order = sorted({s["samples_seen"]: s for s in steps if s["samples_seen"] <= ends[-1]}.items())
-    x = np.interp([seen for seen, _ in in_order], [0, *ends], np.arange(len(ends) + 1))
-    return x.tolist(), [step for _, step in in_order]
+    ends = [int(e["steps"]) for e in epochs]
+    by_step = {r["step"]: r for r in records if r.get("kind") == "step" and r["step"] <= ends[-1]}
+    steps = [by_step[step] for step in sorted(by_step)]
+    x = np.interp([step["step"] for step in steps], [0, *ends], np.arange(len(ends) + 1))
+    return x.tolist(), steps

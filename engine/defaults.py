@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,7 +52,9 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         logger.info("Model: %s", model)
     precision = resolve_amp(config.model.amp, device)
     logger.info("Precision: %s", precision.reason)
-    amp = {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    if precision.dtype is not None:
+        amp = "bf16" if precision.dtype == torch.bfloat16 else "fp16"
     return replace(
         config,
         loader=replace(config.loader, loader=loader, num_workers=workers),
@@ -63,7 +66,10 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         ),
         model=replace(config.model, model=model, amp=amp),
         optimizer=replace(optimizer, lr=lr, weight_decay=decay, warmup_epochs=warmup),
-        run=replace(config.run, device=device.type, threads=config.run.threads or max(1, int(cores))),
+        # A configuration that is written down and given back begins a run of its own.
+        run=replace(
+            config.run, device=device.type, threads=config.run.threads or max(1, int(cores)), resume=None
+        ),
     )
 
 
@@ -87,7 +93,7 @@ def default_workers(cores: float, device: torch.device) -> int:
     return max(1, int(cores)) if device.type == "cuda" else max(1, int(cores) // 2)
 
 
-def default_loader(device: torch.device) -> tuple[str, str]:
+def default_loader(device: torch.device) -> tuple[Literal["torch", "dali"], str]:
     """Return the loader to use and why."""
     if device.type != "cuda":
         return "torch", "there is no GPU to decode on"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,8 +48,9 @@ def freeze(model: nn.Module, patterns: str) -> list[str]:
 
 def _matcher(model: nn.Module, pattern: str) -> Callable[[str], bool]:
     """Return what tells whether a dotted parameter name lies below ``pattern``."""
-    if pattern == "stem" and not hasattr(model, "stem") and hasattr(model, "group_matcher"):
-        groups = model.group_matcher()
+    group_matcher: Any = getattr(model, "group_matcher", None)
+    if pattern == "stem" and not hasattr(model, "stem") and group_matcher is not None:
+        groups = group_matcher()
         if isinstance(groups, dict) and isinstance(groups.get("stem"), str):
             stem = re.compile(groups["stem"])
             return lambda name: stem.match(name) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,8 +93,6 @@ class Learner:
     def _distributed(self, model: nn.Module) -> nn.Module:
         if self.process.world == 1:
             return model
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError("--freeze leaves nothing to train")
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -236,7 +234,17 @@ def _split(batch: DeviceBatch, parts: int) -> Iterator[DeviceBatch]:
         return
     size = -(-count // parts)
     for start in range(0, count, size):
-        yield batch.part(slice(start, start + size))
+        yield _part(batch, slice(start, start + size))
+
+
+def _part(batch: DeviceBatch, rows: slice) -> DeviceBatch:
+    return replace(
+        batch,
+        images=batch.images[rows],
+        labels=batch.labels[rows],
+        other_labels=None if batch.other_labels is None else batch.other_labels[rows],
+        weight=None if batch.weight is None else batch.weight[rows],
+    )
 
 
 def _compile(model: nn.Module, max_shapes: int) -> Callable[[Tensor], Tensor]:

@@ -88,9 +88,9 @@ def _create_cifar_resnet(
     name: str, num_classes: int, pretrained: bool, dropout: float | None, drop_path: float | None
 ) -> nn.Module:
     if pretrained:
-        raise _no_weights(name, None)
+        raise _no_weights(name)
     layers, channels = _CIFAR_RESNETS[name]
-    rates = {"drop_rate": dropout or 0.0, "drop_path_rate": drop_path or 0.0}
+    rates: dict[str, Any] = {"drop_rate": dropout or 0.0, "drop_path_rate": drop_path or 0.0}
     model: Any = ResNet(cast(Any, BasicBlock), layers, num_classes, channels=channels, **rates)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -112,20 +112,20 @@ def _create_timm(
     sizes: list[dict[str, Any]] = [{}]
     if resolution is not None and config.fixed_input_size:
         # Position embeddings are made for one size; where the architecture can, it adapts to others as they come.
-        size = {"img_size": resolution}
+        size: dict[str, Any] = {"img_size": resolution}
         sizes = [size | {"dynamic_img_size": True}, size | {"strict_img_size": False}, size]
-    for number, size in enumerate(sizes):
+    for attempt, size in enumerate(sizes, start=1):
         try:
             return timm.create_model(name, pretrained, **arguments, **size)
         except TypeError as error:
-            if number == len(sizes) - 1 or not any(f"'{argument}'" in str(error) for argument in size):
+            if attempt == len(sizes) or not any(f"'{argument}'" in str(error) for argument in size):
                 raise _unsupported(name, error) from error
         except AssertionError as error:
             raise ModelError(f"{name} cannot take images of {resolution} pixels: {error}") from error
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
-            source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+            source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else cast(str, config.url)
             raise _no_weights(name, source, error) from error
     raise AssertionError("the last attempt returns or raises")
 
@@ -172,8 +172,8 @@ def _unsupported(name: str, error: TypeError) -> ModelError:
     return ModelError(f"{name} does not support {option}: leave it out" if option else f"{name}: {error}")
 
 
-def _no_weights(name: str, source: str | None, error: Exception | None = None) -> ModelError:
-    if source is None:
+def _no_weights(name: str, source: str = "", error: Exception | None = None) -> ModelError:
+    if not source:
         return ModelError(f"there are no published weights for {name}: leave out --pretrained")
     return ModelError(
         f"--pretrained: the weights of {name} could not be downloaded ({error}). "
@@ -184,7 +184,7 @@ def _no_weights(name: str, source: str | None, error: Exception | None = None) -
 def auto_model(resolution: int, device: torch.device) -> str:
     """Return a small model that learns from scratch on the device, for images of at most ``resolution`` pixels.
 
-    On a CPU a step of ``resnet10t`` costs about a third of ``resnet18d``'s.
+    On a CPU a training step of ``resnet10t`` takes about 0.7 of ``resnet18``'s time at 64 pixels.
     """
     on_cpu = device.type == "cpu"
     if resolution <= 40:

@@ -44,9 +44,9 @@ def resolve_amp(choice: AmpChoice, device: torch.device, *, depthwise: bool = Fa
     ``auto`` takes bfloat16 where the hardware multiplies it natively (CUDA from compute capability 8.0, x86 CPUs with
     AVX512-BF16 or AMX-BF16), float16 with a gradient scaler on CUDA GPUs from capability 7.0, and float32 elsewhere.
 
-    On an AMD EPYC with AVX512-BF16, training steps at 48 to 96 pixels took 0.5 to 0.65 of float32's time for ResNets,
-    but 1.6 to 2 times as long for MobileNetV4 and LCNet, as depthwise convolutions have no bfloat16 kernels; so ``auto``
-    leaves such models in float32 on a CPU. Without bfloat16 units it took 1.4 to 2.4 times as long for ResNets too.
+    Training steps at 48 to 96 pixels on an AMD EPYC with AVX512-BF16 took 0.5 to 0.62 of float32's time for ResNets,
+    but 1.5 to 2 times as long for MobileNetV4 and LCNet, so ``auto`` leaves models with depthwise convolutions in
+    float32 on a CPU. Without bfloat16 units, ResNets took 1.4 to 2.4 times as long.
 
     Args:
         choice: what was asked for.

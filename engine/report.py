@@ -43,9 +43,9 @@ class ReportError(ValueError):
 def write_report(run_dir: Path, verdict_text: str | None = None) -> Path:
     """Write ``report.html`` into a run directory.
 
-    Reads metrics.jsonl, config.toml, env.json, confusion.csv, per_class.csv, class_counts.csv, bad_samples.csv,
-    predictions.json (see ``engine.samples``) and resolutions.json (a list of objects with ``resolution``, ``top1``,
-    ``top5`` and ``loss``), each if it is there.
+    Reads metrics.jsonl, config.toml, env.json, result.json (its ``reason``: why the run ended), confusion.csv,
+    per_class.csv, class_counts.csv, bad_samples.csv, predictions.json (see ``engine.samples``) and resolutions.json (a
+    list of objects with ``resolution``, ``top1``, ``top5`` and ``loss``), each if it is there.
 
     Args:
         run_dir: the run's directory.
@@ -85,6 +85,7 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
     records = read_records(run_dir / "metrics.jsonl")
     config = tomllib.loads(_text(run_dir / "config.toml"))
     env = json.loads(_text(run_dir / "env.json") or "{}")
+    ending = json.loads(_text(run_dir / "result.json") or "{}")
     epochs = epoch_records(records)
     stages = find_stages(epochs)
     settings = {name: table for name, table in config.items() if isinstance(table, dict)}
@@ -103,7 +104,7 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
         "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M").lstrip("0"),
         "machine": _machine(env),
         "verdict": verdict_text,
-        "headlines": headlines(epochs, _setting(settings, "optimizer", "epochs")),
+        "headlines": headlines(epochs, _setting(settings, "optimizer", "epochs"), ending.get("reason", "")),
         "curves": curves(records, epochs, stages),
         "stages": stages,
         "time": _time_parts(epochs),
@@ -119,13 +120,15 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
     }
 
 
-def headlines(epochs: Sequence[Record], planned: int | None) -> list[tuple[str, str, str]]:
+def headlines(epochs: Sequence[Record], planned: int | None, reason: str) -> list[tuple[str, str, str]]:
     """Return the figures at the head of the report: name, value, remark."""
     if not epochs:
         return []
     figures: list[tuple[str, str, str]] = []
     measured = [(e["top1"], position) for position, e in enumerate(epochs, 1) if e.get("top1") is not None]
-    done = f"{len(epochs)} of {planned} epochs" if planned and planned != len(epochs) else _count(len(epochs), "epoch")
+    done = _count(len(epochs), "epoch")
+    if planned is not None and len(epochs) < planned:
+        done = f"{len(epochs)} of {_count(planned, 'epoch')}" + (f": {reason}" if reason else "")
     if measured:
         best, position = max(measured, key=lambda pair: pair[0])
         figures.append(("Top-1 accuracy", f"{best:.2f} %", f"best, after epoch {position} of {len(epochs)}"))
@@ -163,13 +166,12 @@ def _confusion_part(classes: Sequence[str], matrix: np.ndarray) -> dict[str, Any
         involved = errors.sum(axis=0) + errors.sum(axis=1)
         shown = np.sort(np.argsort(-involved, kind="stable")[:_PART_OF_MATRIX])
     support = matrix.sum(axis=1)
-    worst = np.argsort(-errors, axis=None, kind="stable")[:12]
     pairs = []
-    for true, predicted in zip(*np.unravel_index(worst, errors.shape), strict=True):
-        if errors[true, predicted]:
-            share = 100 * errors[true, predicted] / support[true]
-            pairs.append((classes[true], classes[predicted], int(errors[true, predicted]), float(share)))
-    chart = confusion_chart(matrix[np.ix_(shown, shown)], [classes[i] for i in shown])
+    for place in np.argsort(-errors, axis=None, kind="stable")[:12].tolist():
+        true, predicted = divmod(place, len(classes))
+        if images := int(errors[true, predicted]):
+            pairs.append((classes[true], classes[predicted], images, 100 * images / int(support[true])))
+    chart = confusion_chart(matrix[np.ix_(shown, shown)], [classes[i] for i in shown.tolist()])
     return {"chart": chart, "pairs": pairs, "shown": len(shown), "classes": len(classes)}
 
 

@@ -42,8 +42,8 @@ class SavedModel:
 
     model: str
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     resolution: int
     crop_fraction: float = 1.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -61,8 +61,8 @@ class SavedModel:
         """
         if metadata["saved_by"] != _FORMAT:
             raise ValueError(f"it is of another format, {metadata['saved_by']!r}")
-        values = {one.name: json.loads(metadata[one.name]) for one in fields(cls)}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values: dict[str, Any] = {one.name: json.loads(metadata[one.name]) for one in fields(cls)}
+        return cls(**values | {name: tuple(values[name]) for name in ("classes", "mean", "std")})
 
 
 def save_model(path: Path, model: torch.nn.Module, metadata: SavedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ logger = logging.getLogger("headrace")
 class Normalization:
     """Mean and standard deviation of red, green and blue, for pixels in 0..1."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def limit(data: ImageData, limit_train: int, limit_val: int, seed: int) -> ImageData:
@@ -48,7 +49,7 @@ def augmentation_of(config: AugmentConfig) -> Augmentation:
     Raises:
         ValueError: the options contradict each other.
     """
-    given = {
+    given: dict[str, Any] = {
         "crop": config.crop,
         "scale": config.scale,
         "ratio": config.ratio,
@@ -71,7 +72,7 @@ def augmentation_of(config: AugmentConfig) -> Augmentation:
     return replace(PRESETS[config.augment], **{key: value for key, value in given.items() if value is not None})
 
 
-def model_arguments(config: Config) -> dict[str, object]:
+def model_arguments(config: Config) -> dict[str, Any]:
     """Return the arguments that the architecture depends on, beside the name and the number of classes."""
     return {"resolution": max(config.resolution.resolutions)}
 
@@ -93,13 +94,15 @@ def create_learner(config: Config, data: ImageData, process: Process) -> tuple[L
         weights=options.weights,
         dropout=options.dropout or None,
         drop_path=options.drop_path or None,
-        **model_arguments(config),  # type: ignore[arg-type]
+        **model_arguments(config),
     )
     normalization = Normalization(*pretrained_statistics(model))
     frozen = freeze(model, options.freeze)
     if frozen:
         logger.info("Frozen: %d of %d parameters tensors", len(frozen), len(list(model.parameters())))
-    model.to(process.device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    model.to(process.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.sync_bn:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     groups = parameter_groups(model, float(config.optimizer.weight_decay), layer_decay=options.layer_decay)

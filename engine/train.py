@@ -27,6 +27,7 @@ from engine.setup import create_learner, limit
 from engine.stopping import EXIT_INTERRUPTED, StopRequest, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
+from engine.validation import validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.dataset import ImageData
 from loaders.opening import DataError, open_data
@@ -89,6 +90,7 @@ def train(config: Config) -> Ending | None:
         if resumed is not None:
             config = resumed.config
         config = resolve(config, data.train, this)
+        validate(config)
         torch.set_num_threads(config.run.threads)
         torch.use_deterministic_algorithms(config.run.deterministic)
         torch.backends.cudnn.benchmark = not config.run.deterministic

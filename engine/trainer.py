@@ -19,7 +19,7 @@ from engine.evaluation import Predictions, evaluate
 from engine.learner import Learner, NonFiniteLossError
 from engine.loop import Epoch, train_epoch
 from engine.metrics import EvaluationResult
-from engine.model import set_dropout
+from engine.model import dropout_layers, set_dropout
 from engine.optim import learning_rate_factor
 from engine.progressive import History, ProgressiveSchedule, Stage
 from engine.resume import LAST, Resumed, identity
@@ -94,14 +94,14 @@ class Trainer:
             normalization.std,
             dtype=learner.precision.dtype or torch.float32,
             channels_last=config.model.channels_last,
-            num_classes=len(data.classes),
         )
+        self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
         self.telemetry = Telemetry(process.device)
         self.position = Position()
         self.target: Target | None = parse_target(config.run.target) if config.run.target else None
         self.save_every = parse_duration(config.run.save_every)
         self.last_result: tuple[EvaluationResult, Predictions] | None = None
-        self._recent: deque[tuple[int, list[str]]] = deque(maxlen=config.run.log_every + 1)
+        self._recent: deque[tuple[int, torch.Tensor]] = deque(maxlen=config.run.log_every + 1)
         if resumed is not None:
             self._restore(resumed)
         time_limit = parse_duration(config.run.time_limit) if config.run.time_limit else 0.0
@@ -128,6 +128,7 @@ class Trainer:
         while self.position.epoch < epochs:
             stage = self._stage()
             started = time.monotonic()
+            set_dropout(self.dropout_layers, self.config.model.dropout * stage.regularization)
             if stage.index != warm:
                 self._warm_up(stage)
                 warm = stage.index
@@ -196,8 +197,6 @@ class Trainer:
         plan = self._plan(stage)
         if self.position.next_batch == 0:
             self.learner.reset_sums()
-        if self.config.model.dropout:
-            set_dropout(self.learner.model, self.config.model.dropout * stage.regularization)
         self.telemetry.start()
         self.transfer.take_wait_seconds()
         self._before = self.position.train_seconds
@@ -293,7 +292,8 @@ class Trainer:
         rate = (samples - samples_then) / max(now - then, 1e-9)
         self._logged = (now, samples, sums)
         loss, top1 = sums[0] / sums[2], 100 * sums[1] / sums[2]
-        wait = self.position.data_wait_seconds + self.transfer.wait_seconds
+        self.position.data_wait_seconds += self.transfer.take_wait_seconds()
+        wait = self.position.data_wait_seconds
         elapsed = self._before + now - self._started
         left = (self.config.optimizer.epochs * len(self.data.train) - samples) / max(rate, 1e-9)
         self._progress.set_postfix_str(
@@ -317,7 +317,7 @@ class Trainer:
         step = int(first.item())
         if not self._agree(step >= 0)[0]:
             return
-        indices = next((indices.tolist() for number, indices in self._recent if number == step), [])
+        indices: list[int] = next((found.tolist() for number, found in self._recent if number == step), [])
         paths = [self.data.train.paths[index] for index in indices]
         names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
         raise NonFiniteLossError(

@@ -67,15 +67,18 @@ def epoch_records(records: Sequence[Record]) -> list[Record]:
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def verdict(records: Sequence[Record], *, num_workers: int, cores: float, device: str, loader: str) -> str:
+def verdict(
+    records: Sequence[Record], *, num_workers: int, cores: float, device: str, loader: str, world_size: int = 1
+) -> str:
     """Say in one sentence what limited a run, with the evidence, and what to do.
 
     Args:
         records: a run's metrics records; those of epochs are looked at.
-        num_workers: worker processes or threads of the loader.
-        cores: processor cores the run could use (``loaders.cores.usable_cores``).
+        num_workers: worker processes or threads of the loader, in each process of the run.
+        cores: processor cores that each process could use (``loaders.cores.usable_cores``).
         device: ``cpu``, ``cuda`` or ``cuda:0``, ...
         loader: name of the loader.
+        world_size: processes of the run.
     """
     epochs = epoch_records(records)
     if not epochs:
@@ -98,7 +101,7 @@ def verdict(records: Sequence[Record], *, num_workers: int, cores: float, device
         return _compute_bound(epochs, spent, device)
     if worst == "data":
         several = len({_stage_key(record) for record in epochs}) > 1
-        return _data_bound(stage, several, num_workers, cores, device, loader)
+        return _data_bound(stage, several, num_workers, cores, device, loader, world_size)
     if worst == "evaluation":
         return (
             f"Evaluation took {_percent(spent.evaluation / spent.total)} of the time ({spent.evaluation:.0f} of "
@@ -142,7 +145,13 @@ def _worst_stage(epochs: Sequence[Record], spent: TimeSpent) -> list[Record]:
 
 
 def _data_bound(
-    stage: Sequence[Record], several: bool, num_workers: int, cores: float, device: str, loader: str
+    stage: Sequence[Record],
+    several: bool,
+    num_workers: int,
+    cores: float,
+    device: str,
+    loader: str,
+    world_size: int,
 ) -> str:
     spent = time_spent(stage)
     resolution = stage[0].get("resolution")
@@ -151,11 +160,12 @@ def _data_bound(
     cost = _mean_cpu_ms(stage)
     evidence = ""
     if cost is not None and device.startswith("cuda"):
-        wanted = _images(stage) / spent.compute if spent.compute > 0 else math.inf
+        wanted = _images(stage) / world_size / spent.compute if spent.compute > 0 else math.inf
+        taker = "the model" if world_size == 1 else "each GPU"
         evidence = f": an image costs {cost:.1f} ms of processor time"
         if math.isfinite(wanted):
             evidence += (
-                f", so the {wanted:,.0f} images/s that the model could take need {wanted * cost / 1000:.1f} cores of "
+                f", so the {wanted:,.0f} images/s that {taker} could take need {wanted * cost / 1000:.1f} cores of "
                 f"the {cores:g} there are"
             )
     elif cost is not None:

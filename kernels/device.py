@@ -10,13 +10,13 @@ import torch
 Color = tuple[float, float, float]
 
 
-def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return a host array as a tensor on ``device`` without waiting for the device.
+def upload(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a small host array as a tensor on ``device`` without waiting for the device.
 
     On CUDA the array goes through page-locked memory and is copied in the order of the current stream; on a CPU the
     tensor shares the array's memory.
     """
-    host = torch.from_numpy(array)
+    host = torch.as_tensor(array)
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
@@ -29,7 +29,8 @@ def _factors(mean: Color, std: Color, width: int, device: torch.device) -> tuple
     center = np.tile(np.asarray(mean, np.float64), width)
     scale = (1 / (255 * deviation)).astype(np.float32)
     offset = (-center / deviation).astype(np.float32)
-    return upload(scale, device), upload(offset, device)
+    with torch.inference_mode(False):  # what is kept serves training and evaluation
+        return torch.from_numpy(scale).to(device), torch.from_numpy(offset).to(device)
 
 
 def normalize(

@@ -10,8 +10,10 @@ result does not depend on the rest of its batch, and the host never has to ask t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from kernels.device import Color, upload
 from kernels.random import uniform
 from loaders import draws
 from loaders.plan import Crop
+
+_CPU_PIECE = 2**18  # values, four bytes each while an operation computes
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,11 @@ class Augmentation:
         brightness, contrast, saturation, *hue = self.color_jitter
         return brightness, contrast, saturation, hue[0] if hue else 0.0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def scaled(self, strength: float) -> Augmentation:
         """Return a weaker augmentation: regularization that follows the resolution (EfficientNetV2, Tan and Le 2021).
 
@@ -190,21 +199,32 @@ def augment(
     """
     if len(keys) != len(images):
         raise ValueError(f"{len(images)} images need as many keys, got {len(keys)}")
-    steps = _steps(partial(uniform, seed, epoch, keys), augmentation, *images.shape[2:], fill)
+    draw = partial(uniform, seed, epoch, keys)
+    steps = _steps(draw, augmentation, images.shape[2], images.shape[3], fill)
     if not steps:
         return images
-    all_rows = upload(np.concatenate([step.rows for step in steps]), images.device)
-    all_parameters = upload(np.concatenate([step.parameters.ravel() for step in steps]), images.device)
     planar = images.is_contiguous()
     stored = (images if planar else images.permute(0, 2, 3, 1)).clone()
-    for step, rows, parameters in zip(
-        steps,
-        all_rows.split([len(step.rows) for step in steps]),
-        all_parameters.split([step.parameters.size for step in steps]),
-        strict=True,
-    ):
+    for operation, rows, parameters in _uploaded(steps, images):
         selected = stored.index_select(0, rows)
         selected = selected if planar else selected.permute(0, 3, 1, 2)
-        changed = step.operation(selected, parameters.view(step.parameters.shape))
+        changed = operation(selected, parameters)
         stored.index_copy_(0, rows, changed if planar else changed.permute(0, 2, 3, 1))
     return stored if planar else stored.permute(0, 3, 1, 2)
+
+
+def _uploaded(
+    steps: list[draws.Step], images: torch.Tensor
+) -> Iterator[tuple[draws.Operation, torch.Tensor, torch.Tensor]]:
+    """Upload the steps at once and yield operation, rows and parameters: on a CPU in pieces that fit its caches."""
+    rows = upload(np.concatenate([step.rows for step in steps]), images.device)
+    parameters = upload(np.concatenate([step.parameters.ravel() for step in steps]), images.device)
+    piece = len(images) if images.device.type == "cuda" else max(1, _CPU_PIECE // images[0].numel())
+    for step, step_rows, values in zip(
+        steps,
+        rows.split([len(step.rows) for step in steps]),
+        parameters.split([step.parameters.size for step in steps]),
+        strict=True,
+    ):
+        table = values.view(step.parameters.shape)
+        yield from zip(repeat(step.operation), step_rows.split(piece), table.split(piece), strict=False)

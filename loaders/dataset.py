@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -87,6 +87,10 @@ class ImageDataset:
     def class_counts(self) -> np.ndarray:
         """Return int64 (num_classes,): samples of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))
+
+    def relabeled(self, classes: tuple[str, ...], labels: np.ndarray) -> ImageDataset:
+        """Return the same samples with other classes and labels."""
+        return replace(self, classes=classes, labels=labels)
 
     def select(self, indices: np.ndarray) -> ImageDataset:
         """Return the samples at ``indices``, in that order."""

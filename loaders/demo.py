@@ -109,10 +109,10 @@ def draw_image(split: int, index: int, shape: int, pattern: int) -> np.ndarray:
 
 def _choose_colors(draws: np.ndarray) -> np.ndarray:
     """Return float64 (4, 3): two colors of the background and two of the surface, which stands out from it."""
-    background = 40 + 175 * draws[0]
-    step = (55 + 45 * draws[1]) * (1 if background < 127 else -1)
-    contrast = 26 + 22 * draws[2]
-    luminance = np.array([background, background + 50 * (draws[3] - 0.5), 0, 0])
+    background = 30 + 80 * draws[0]
+    step = 60 + 50 * draws[1]
+    contrast = 30 + 25 * draws[2]
+    luminance = np.array([background, background + 40 * (draws[3] - 0.5), 0, 0])
     luminance[2:] = background + step
     tints = 70 * (draws[4:16].reshape(4, 3) - 0.5)
     tints[3] = tints[2]
@@ -130,21 +130,21 @@ def _draw(
     """Paint background, blobs, shape and grain, pixel by pixel. Lengths are in units of the shorter side."""
     height, width = out.shape[0], out.shape[1]
     unit = min(height, width)
-    center_x = width / (2 * unit) + 0.2 * (draws[0] - 0.5)
-    center_y = height / (2 * unit) + 0.2 * (draws[1] - 0.5)
-    radius = 0.30 + 0.10 * draws[2]
-    turn = 2 * math.pi * draws[3]
+    center_x = width / (2 * unit) + 0.16 * (draws[0] - 0.5)
+    center_y = height / (2 * unit) + 0.16 * (draws[1] - 0.5)
+    radius = 0.32 + 0.10 * draws[2]
+    turn = 0.9 * (draws[3] - 0.5)
     cos_turn, sin_turn = math.cos(turn), math.sin(turn)
     angle = math.pi * draws[4]
-    frequency = 2 * math.pi * (17 + 4 * draws[5])
+    frequency = 2 * math.pi * (15 + 4 * draws[5])
     if pattern == _CHECKED:  # whose waves run along the diagonals of its squares
         frequency /= math.sqrt(2)
     wave_x, wave_y = frequency * math.cos(angle), frequency * math.sin(angle)
     phase_0, phase_1 = 2 * math.pi * draws[6], 2 * math.pi * draws[7]
-    slope_x, slope_y = 12 * (draws[8] - 0.5), 12 * (draws[9] - 0.5)
+    slope_x, slope_y = 10 * (draws[8] - 0.5), 10 * (draws[9] - 0.5)
     slope_phase = 2 * math.pi * draws[10]
-    light_x, light_y = 50 * (draws[11] - 0.5), 50 * (draws[12] - 0.5)
-    grain = (4 + 14 * draws[13]) / 255
+    light_x, light_y = 40 * (draws[11] - 0.5), 40 * (draws[12] - 0.5)
+    grain = (3 + 9 * draws[13]) / 255
     words = philox(_SEED, split, index, _STREAM, 1 << 15)
     for row in range(height):
         for column in range(width):
@@ -155,7 +155,7 @@ def _draw(
             blue = colors[0, 2] + mix * (colors[1, 2] - colors[0, 2])
             for blob in range(3):
                 off_x, off_y = x - 1.4 * draws[14 + 3 * blob], y - 1.4 * draws[15 + 3 * blob]
-                bump = 50 * (draws[16 + 3 * blob] - 0.5) * math.exp(-(off_x * off_x + off_y * off_y) * 60)
+                bump = 40 * (draws[16 + 3 * blob] - 0.5) * math.exp(-(off_x * off_x + off_y * off_y) * 60)
                 red, green, blue = red + bump, green + bump, blue + bump
             off_x, off_y = x - center_x, y - center_y
             cover = 0.5 - unit * _distance(

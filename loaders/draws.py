@@ -21,6 +21,9 @@ from loaders import operations
 Draw = Callable[[Stream, int], np.ndarray]
 """``kernels.random.uniform`` for the samples of one batch: stream and count to float64 (N, count) in [0, 1)."""
 
+Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of loaders.operations: uint8 images (n, 3, H, W) and float32 parameters (n, k) to new images."""
+
 STRONGEST = 30  # the largest magnitude of RandAugment and TrivialAugment
 
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
@@ -40,14 +43,12 @@ class Step:
         parameters: float32 (n, k), one row for each of them.
     """
 
-    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    operation: Operation
     rows: np.ndarray
     parameters: np.ndarray
 
     @staticmethod
-    def of(
-        operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], chosen: np.ndarray, parameters: np.ndarray
-    ) -> Step:
+    def of(operation: Operation, chosen: np.ndarray, parameters: np.ndarray) -> Step:
         """Take the images where ``chosen``, bool (N,), and their rows of the whole batch's parameters, (N, k)."""
         rows = np.flatnonzero(chosen)
         return Step(operation, rows, parameters[rows].astype(np.float32))
@@ -193,13 +194,14 @@ def policy_steps(
     factor = 1 + signed * space.factor
     factors = np.stack([at(p, factor, 1) for p in (Policy.BRIGHTNESS, Policy.CONTRAST, Policy.SATURATION)], axis=1)
     masks = 256 - 2 ** np.round(levels * space.bits)
+    thresholds = 255 - np.floor(255 * levels + 1e-6)  # whole numbers stay whole
     none = np.empty((len(policies), 0))
     return [
         Step.of(operations.affine, (policies >= Policy.SHEAR_X) & (policies <= Policy.ROTATE), _filled(maps, fill)),
         Step.of(operations.enhance, (policies >= Policy.BRIGHTNESS) & (policies <= Policy.CONTRAST), factors),
         Step.of(operations.sharpness, policies == Policy.SHARPNESS, factor[:, None]),
         Step.of(operations.posterize, policies == Policy.POSTERIZE, masks[:, None]),
-        Step.of(operations.solarize, policies == Policy.SOLARIZE, 255 * (1 - levels[:, None])),
+        Step.of(operations.solarize, policies == Policy.SOLARIZE, thresholds[:, None]),
         Step.of(operations.autocontrast, policies == Policy.AUTOCONTRAST, none),
         Step.of(operations.equalize, policies == Policy.EQUALIZE, none),
     ]

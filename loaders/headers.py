@@ -7,6 +7,7 @@ those of ITU-T T.81 (JPEG), the PNG specification, and Exif 2.32 with its TIFF d
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit, types
@@ -24,9 +25,20 @@ _ASK_PILLOW = np.uint8(0)  # in place of an orientation
 _RGB, _GRAY, _CMYK = np.uint8(PixelForm.RGB), np.uint8(PixelForm.GRAY), np.uint8(PixelForm.CMYK)
 _OTHER, _UNREADABLE = np.uint8(PixelForm.OTHER), np.uint8(PixelForm.UNREADABLE)
 
-_open = types.ExternalFunction("open", signature(types.int32, types.uintp, types.int32))
-_pread = types.ExternalFunction("pread", signature(types.int64, types.int32, types.uintp, types.uint64, types.int64))
-_close = types.ExternalFunction("close", signature(types.int32, types.int32))
+_open: Callable[..., int] = types.ExternalFunction("open", signature(types.int32, types.uintp, types.int32))
+_pread: Callable[..., int] = types.ExternalFunction(
+    "pread", signature(types.int64, types.int32, types.uintp, types.uint64, types.int64)
+)
+_close: Callable[..., int] = types.ExternalFunction("close", signature(types.int32, types.int32))
+
+# Marks in the files, as the numbers their bytes make, first byte highest.
+_JPEG, _EXIF = 0xFFD8FF, int.from_bytes(b"Exif\0\0", "big")
+_PNG, _NEWLINES_13 = int.from_bytes(b"\x89PNG", "big"), int.from_bytes(b"\r\n\x1a\n\0\0\0\x0d", "big")
+_IHDR, _IDAT, _IEND, _TRNS, _EXIF_CHUNK, _ITXT, _TEXT, _ZTXT = (
+    int.from_bytes(name, "big") for name in (b"IHDR", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+)
+_XMP, _RAW_PROFILE = int.from_bytes(b"XML:com.", "big"), int.from_bytes(b"Raw prof", "big")  # how keywords begin
+_LITTLE_TIFF, _BIG_TIFF = int.from_bytes(b"II*\0", "big"), int.from_bytes(b"MM\0*", "big")
 
 # Places in the array of what is known of one file.
 _WIDTH, _HEIGHT, _ORIENTATION, _FORM = range(4)
@@ -97,7 +109,8 @@ def _read_batch(
         length = offsets[index + 1] - offsets[index]
         if length >= _PATH_LIMIT:
             continue
-        path[:length] = buffer[offsets[index] : offsets[index + 1]]
+        for position in range(length):
+            path[position] = buffer[offsets[index] + position]
         path[length] = 0
         file = _open(path.ctypes.data, _FLAGS)
         if file < 0:
@@ -123,26 +136,19 @@ def _load(file: int, position: int, window: np.ndarray) -> int:
 def _read_file(file: int, window: np.ndarray, facts: np.ndarray) -> bool:
     """Fill in the facts of a JPEG or PNG file; return False when the header is not plain to read."""
     count = _load(file, 0, window)
-    if count >= 33 and _matches(window, 0, b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"):
+    if count < 33:
+        return False
+    if _number(window, 0, 4) == _PNG and _number(window, 4, 8) == _NEWLINES_13 and _number(window, 12, 4) == _IHDR:
         return _read_png(file, window, count, facts)
-    if count >= 4 and _matches(window, 0, b"\xff\xd8\xff"):
-        return _read_jpeg(file, window, count, facts)
-    return False
+    return _number(window, 0, 3) == _JPEG and _read_jpeg(file, window, count, facts)
 
 
 @njit(cache=True, nogil=True)
-def _matches(data: np.ndarray, at: int, expected: bytes) -> bool:
-    same = True
-    for offset in range(len(expected)):
-        same = same and data[at + offset] == expected[offset]
-    return same
-
-
-@njit(cache=True, nogil=True)
-def _big_endian(data: np.ndarray, at: int, length: int) -> int:
+def _number(data: np.ndarray, at: int, length: int, little: bool = False) -> int:
+    """Return the number that some bytes make, big-endian unless ``little``."""
     value = 0
     for offset in range(length):
-        value = (value << 8) | int(data[at + offset])
+        value = (value << 8) | int(data[at + length - 1 - offset if little else at + offset])
     return value
 
 
@@ -165,7 +171,7 @@ def _read_jpeg(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> 
         marker = window[at + 1]
         if marker == 0xDA:
             break
-        length = _big_endian(window, at + 2, 2)
+        length = _number(window, at + 2, 2)
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
             return False  # fill bytes, markers without a segment
         is_frame = 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC
@@ -173,8 +179,8 @@ def _read_jpeg(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> 
             if has_frame or marker > 0xC2 or length < 11 or count - at < 10 or window[at + 4] != 8:
                 return False
             has_frame = True
-            facts[_HEIGHT] = _big_endian(window, at + 5, 2)
-            facts[_WIDTH] = _big_endian(window, at + 7, 2)
+            facts[_HEIGHT] = _number(window, at + 5, 2)
+            facts[_WIDTH] = _number(window, at + 7, 2)
             components = window[at + 9]
             if components == 1:
                 facts[_FORM] = _GRAY
@@ -184,7 +190,7 @@ def _read_jpeg(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> 
                 facts[_FORM] = _CMYK
             else:
                 return False
-        elif marker == 0xE1 and length >= 16 and count - at >= 18 and _matches(window, at + 4, b"Exif\x00\x00"):
+        elif marker == 0xE1 and length >= 16 and count - at >= 18 and _number(window, at + 4, 6) == _EXIF:
             if has_exif:
                 return False
             has_exif = True
@@ -207,8 +213,8 @@ def _read_jpeg(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> 
 @njit(cache=True, nogil=True)
 def _read_png(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> bool:
     """Read the header, then walk all chunks, as Exif data may stand behind the pixels."""
-    facts[_WIDTH] = _big_endian(window, 16, 4)
-    facts[_HEIGHT] = _big_endian(window, 20, 4)
+    facts[_WIDTH] = _number(window, 16, 4)
+    facts[_HEIGHT] = _number(window, 20, 4)
     depth, color = window[24], window[25]
     facts[_FORM] = _OTHER
     if depth == 8 and color == 2:
@@ -226,21 +232,18 @@ def _read_png(file: int, window: np.ndarray, count: int, facts: np.ndarray) -> b
             if count < 8:  # a truncated file is found out when it is decoded
                 break
         at = position - base
-        length = _big_endian(window, at, 4)
-        if _matches(window, at + 4, b"IEND"):
+        length = _number(window, at, 4)
+        kind = _number(window, at + 4, 4)
+        if kind == _IEND:
             break
-        if _matches(window, at + 4, b"IDAT"):
+        if kind == _IDAT:
             has_pixels = True
-        elif _matches(window, at + 4, b"tRNS"):
+        elif kind == _TRNS:
             facts[_FORM] = _OTHER
-        elif (
-            _matches(window, at + 4, b"iTXt") or _matches(window, at + 4, b"tEXt") or _matches(window, at + 4, b"zTXt")
-        ):
-            has_text = has_text or (
-                count - at >= 24
-                and (_matches(window, at + 8, b"XML:com.adobe") or _matches(window, at + 8, b"Raw profile type"))
-            )
-        elif _matches(window, at + 4, b"eXIf"):
+        elif kind in (_ITXT, _TEXT, _ZTXT):
+            keyword = _number(window, at + 8, 8) if count - at >= 16 else 0
+            has_text = has_text or keyword in (_XMP, _RAW_PROFILE)
+        elif kind == _EXIF_CHUNK:
             if has_exif or length < 8:
                 return False
             has_exif = True
@@ -262,33 +265,21 @@ def _exif_orientation(data: np.ndarray, count: int) -> int:
     """Return the orientation in the first directory of a TIFF structure, 0 where it has none, -1 when in doubt."""
     if count < 14:
         return -1
-    if _matches(data, 0, b"II*\x00"):
-        little = True
-    elif _matches(data, 0, b"MM\x00*"):
-        little = False
-    else:
+    mark = _number(data, 0, 4)
+    little = mark == _LITTLE_TIFF
+    if not little and mark != _BIG_TIFF:
         return -1
-    directory = _tiff_number(data, 4, 4, little)
+    directory = _number(data, 4, 4, little)
     if directory < 8 or directory + 2 > count:
         return -1
-    entries = _tiff_number(data, directory, 2, little)
+    entries = _number(data, directory, 2, little)
     if directory + 2 + 12 * entries > count:
         return -1
     for entry in range(entries):
         at = directory + 2 + 12 * entry
-        if _tiff_number(data, at, 2, little) == 0x0112:
-            if _tiff_number(data, at + 2, 2, little) != 3 or _tiff_number(data, at + 4, 4, little) != 1:
+        if _number(data, at, 2, little) == 0x0112:
+            if _number(data, at + 2, 2, little) != 3 or _number(data, at + 4, 4, little) != 1:
                 return -1
-            value = _tiff_number(data, at + 8, 2, little)
+            value = _number(data, at + 8, 2, little)
             return value if 1 <= value <= 8 else 9
     return 0
-
-
-@njit(cache=True, nogil=True)
-def _tiff_number(data: np.ndarray, at: int, length: int, little: bool) -> int:
-    if not little:
-        return _big_endian(data, at, length)
-    value = 0
-    for offset in range(length - 1, -1, -1):
-        value = (value << 8) | int(data[at + offset])
-    return value

@@ -139,9 +139,9 @@ def solarize(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """Invert the values from a threshold up.
 
     Args:
-        parameters: threshold, 0 to 255.
+        parameters: threshold, a whole number from 0 to 255.
     """
-    return torch.where(images >= _column(parameters, 0), 255 - images, images)
+    return torch.where(images >= _column(parameters, 0).to(torch.uint8), ~images, images)
 
 
 def autocontrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

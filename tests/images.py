@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ def dataset_of(
     for index, path in enumerate(paths):
         try:
             with open_image(path) as image:
-                orientation = orientation_of(image) if image.format != "PNG" else image.info.get("orientation", 1)
+                # Pillow looks for EXIF data behind the pixels of a PNG, too; no need to decode them here.
+                orientation = 1 if image.format == "PNG" and "exif" not in image.info else orientation_of(image)
                 size = image.size if orientation < 5 else image.size[::-1]
                 form = _FORMS.get(image.mode, PixelForm.OTHER)
         except PixelError as error:
@@ -76,30 +77,23 @@ def photos(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = ((90, 70
     return paths
 
 
-def _truncated(suffix: str, keep: float) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        photo(80, 60, seed=7).save(path, format={".jpg": "JPEG"}.get(suffix, suffix[1:].upper()))
-        data = path.read_bytes()
-        path.write_bytes(data[: int(keep * len(data))])
-
-    return write
+DAMAGES = ("early", "late", "png", "webp", "bmp", "empty", "text")
 
 
-# Files that Pillow refuses, by name: what makes them, and whether the header alone tells.
-DAMAGED: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "truncated JPEG, early": (".jpg", _truncated(".jpg", 0.4)),
-    "truncated JPEG, late": (".jpg", _truncated(".jpg", 0.97)),
-    "truncated PNG": (".png", _truncated(".png", 0.6)),
-    "truncated WebP": (".webp", _truncated(".webp", 0.6)),
-    "truncated BMP": (".bmp", _truncated(".bmp", 0.6)),
-    "empty": (".jpg", lambda path: path.write_bytes(b"") and None),
-    "text": (".jpg", lambda path: path.write_text("This is no image.") and None),
-}
+def damaged(folder: Path, damage: str, name: str = "bad") -> Path:
+    """Write a file that Pillow refuses and return its path.
 
-
-def damage(folder: Path, kind: str, name: str = "bad") -> Path:
-    """Write a file that Pillow refuses and return its path."""
-    suffix, write = DAMAGED[kind]
+    Args:
+        damage: one of DAMAGES: a JPEG cut off early or late, another format cut off, an empty file, a text.
+    """
+    suffix = f".{damage}" if damage in ("png", "webp", "bmp") else ".jpg"
     path = folder / f"{name}{suffix}"
-    write(path)
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("This is no image.")
+    else:
+        photo(80, 60, seed=7).save(path)
+        data = path.read_bytes()
+        path.write_bytes(data[: int({"early": 0.4, "late": 0.97}.get(damage, 0.6) * len(data))])
     return path

@@ -135,14 +135,15 @@ def test_transparency_and_depth_of_a_png(tmp_path):
     Image.new("L", (5, 5)).save(folder / "b.png", transparency=0)
     deep = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 5, 16, 2, 0, 0, 0))
     rows = zlib.compress(b"".join(b"\x00" + bytes(30) for _ in range(5)))
-    (folder / "c.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + deep + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
-    )
+    (folder / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n" + deep + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b""))
     assert indexed(folder).forms.tolist() == [PixelForm.OTHER] * 3
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=200), start=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM", b"RIFF"]))
+@given(
+    data=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM", b"RIFF"]),
+)
 def test_any_bytes_are_survived(tmp_path, data, start):
     (tmp_path / "file").write_bytes(start + data)
     listing, _ = list_paths([str(tmp_path / "file")], np.zeros(1, np.int64))

@@ -67,7 +67,16 @@ def test_train_folder_alone_is_split(tmp_path):
 
 def test_files_lie_deeper_hidden_ones_and_other_kinds_are_passed_over(tmp_path, caplog):
     root = tmp_path / "set"
-    for name in ("a/x/y/1.JPG", "a/2.jpeg", "a/3.webp", "b/4.BMP", "b/5.Png", ".hidden/6.png", "a/.7.png", "b/.c/8.png"):
+    for name in (
+        "a/x/y/1.JPG",
+        "a/2.jpeg",
+        "a/3.webp",
+        "b/4.BMP",
+        "b/5.Png",
+        ".hidden/6.png",
+        "a/.7.png",
+        "b/.c/8.png",
+    ):
         make_image(root / name)
     (root / "a/notes.txt").write_text("no image")
     (root / "b/page.gif").write_bytes(b"GIF89a")
@@ -182,7 +191,13 @@ def test_empty_class_folders(tmp_path, caplog):
 
 def test_csv_with_split_column(tmp_path):
     make_classes(tmp_path / "images", {"x": 6})
-    rows = ["path,label,split", "x/0.png,10,train", "x/1.png,9,train", f"{tmp_path}/images/x/2.png,10,val", "x/3.png,9,test"]
+    rows = [
+        "path,label,split",
+        "x/0.png,10,train",
+        "x/1.png,9,train",
+        f"{tmp_path}/images/x/2.png,10,val",
+        "x/3.png,9,test",
+    ]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows), encoding="utf-8-sig")
     data = opened("demo", tmp_path, csv=table, image_root=tmp_path / "images")

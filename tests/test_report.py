@@ -45,7 +45,7 @@ def epoch_record(number: int, **changes: Any) -> dict[str, Any]:
         "val_loss": 2.0 - 1.1 * progress, "top1": 30 + 58 * progress, "top5": 75 + 23 * progress,
         "images_per_second": 3600 / train, "seconds": train + 6, "train_seconds": train, "val_seconds": 4.5,
         "data_wait_seconds": wait, "data_wait_fraction": wait / train, "switch_seconds": 1.0 if number == 3 else 0.0,
-        "samples_seen": 3600 * (number + 1), "bad_samples": 0, "cpu_ms_per_image": 9.0,
+        "samples_seen": 3600 * (number + 1), "steps": 57 * (number + 1), "bad_samples": 0, "cpu_ms_per_image": 9.0,
     } | changes  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def make_run(folder: Path, epochs: int = 6, num_classes: int = 10, photos: list[
             seen = 3600 * index + 360 * step
             loss = 2.3 - 1.4 * seen / 21600 + random.normal(0, 0.08)
             lr = 0.2 * min(seen / 4000, (21600 - seen) / 17600)
-            lines.append({"kind": "step", "step": seen // 64, "samples_seen": seen, "loss": loss, "lr": lr})
+            lines.append({"kind": "step", "step": 57 * index + 5 * step, "epoch": index, "loss": loss, "lr": lr})
         lines.append(epoch_record(index))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st')
     classes = [f"class {index}" if index else "<script>alert(1)</script>" for index in range(num_classes)]
@@ -137,7 +137,7 @@ def test_the_report_holds_everything_and_asks_for_nothing(tmp_path: Path) -> Non
 def test_any_number_of_classes_stays_readable_and_small(tmp_path: Path, num_classes: int, cells: int) -> None:
     path = write_report(make_run(tmp_path / "run", num_classes=num_classes))
     text = path.read_text()
-    assert len(re.findall(r'<rect class="(?:right|wrong)"', text)) == cells
+    assert len(re.findall(r'<rect class="(?:right|wrong|none)"', text)) == cells
     assert path.stat().st_size < 2_000_000
     Page(path)
 
@@ -174,8 +174,9 @@ def test_one_epoch_without_validation(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=1)
     record = epoch_record(0, val_loss=None, top1=None, top5=None, val_seconds=0.0)
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (run / "result.json").write_text('{"finished": false, "reason": "SIGTERM was received"}')
     words = Page(write_report(run)).words
-    assert "no validation" in words and "1 of 6 epochs" in words and "Top-1 accuracy" not in words
+    assert "no validation" in words and "1 of 6 epochs: SIGTERM was received" in words and "Top-1 accuracy" not in words
 
 
 def test_gpu_figures_appear_where_they_were_measured(tmp_path: Path) -> None:
@@ -185,6 +186,12 @@ def test_gpu_figures_appear_where_they_were_measured(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = Page(write_report(run)).words
     assert "60 Wh" in words and "mean 300 W" in words and "GPU power" in words
+
+
+def test_steps_are_drawn_between_the_epochs_they_belong_to(tmp_path: Path) -> None:
+    text = write_report(make_run(tmp_path / "run")).read_text()
+    rates = text.split("Learning rate</h3>")[1].split("</svg>")[0]
+    assert len(re.search(r'<polyline class="line fine" points="([^"]+)"', rates)[1].split()) == 60  # type: ignore[index]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

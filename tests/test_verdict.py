@@ -61,6 +61,11 @@ def test_on_a_gpu_the_cores_that_the_model_needs_are_computed() -> None:
     assert "2 workers use all of the 2 cores: decode on the GPU (--loader dali)" in text
 
 
+def test_several_gpus_share_the_images() -> None:
+    text = judge([epoch(0, data_wait_seconds=5.0, cpu_ms_per_image=4.0)], device="cuda", world_size=4)
+    assert "the 250 images/s that each GPU could take need 1.0 cores of the 2 there are" in text
+
+
 def test_dali_is_not_advised_to_who_uses_it() -> None:
     text = judge([epoch(0, data_wait_seconds=5.0)], loader="dali", num_workers=1, cores=1.0)
     assert "--loader" not in text and "1 worker uses all of the 1 core:" in text

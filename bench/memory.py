@@ -1,0 +1,158 @@
+"""Whether a loader's memory stays flat over epochs that change size.
+
+    python bench/memory.py --data DIR --loaders torch,dali --resolutions 96,128,160,224 --epochs 10
+
+Each loader runs in a process of its own, which reports its resident memory, that of its workers included, after each
+epoch. The first round through the sizes fills caches and buffers; what is added after it is the growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/memory.py`
+
+from bench.measure import write_records
+from bench.options import add_device, command_line, listed, not_negative, positive
+from bench.peers import MEAN, STD
+from bench.resources import describe_machine, tree_resident_mb
+from loaders.bad_samples import BadSamples
+from loaders.cores import usable_cores
+from loaders.dataset import ImageDataset
+from loaders.opening import DataError, open_data
+from loaders.plan import EpochPlan, View
+from loaders.registry import LOADER_NAMES, create_loader
+from loaders.transfer import Transfer
+
+
+@dataclass(frozen=True)
+class Course:
+    """Resident memory of a loader after each epoch.
+
+    Attributes:
+        resolutions: of the epochs, pixels.
+        resident_mb: of the process and its workers after each epoch, in 10**6 bytes.
+        cycle: epochs of the first round through the sizes.
+    """
+
+    loader: str
+    num_workers: int
+    batch_size: int
+    images: int
+    resolutions: tuple[int, ...]
+    resident_mb: tuple[float, ...]
+    cycle: int
+
+    @property
+    def growth_mb(self) -> float:
+        """What the last epoch has above the largest of the first round through the sizes."""
+        return self.resident_mb[-1] - max(self.resident_mb[: self.cycle])
+
+
+def observe(
+    loader: str,
+    dataset: ImageDataset,
+    num_workers: int,
+    batch_size: int,
+    resolutions: Sequence[int],
+    epochs: int,
+    device: str,
+) -> Course:
+    """Run a loader and its transfer to the device over epochs of changing size."""
+    sizes = tuple(itertools.islice(itertools.cycle(resolutions), epochs))
+    resident = []
+    transfer = Transfer(torch.device(device), MEAN, STD)
+    with (
+        create_loader(loader, [dataset], num_workers, BadSamples(), device) as source,
+        tqdm(sizes, desc=loader, unit="epoch", disable=None, leave=False) as progress,
+    ):
+        for epoch, resolution in enumerate(progress):
+            for _ in transfer.batches(source.run(EpochPlan(dataset, epoch, View(resolution, batch_size)))):
+                pass
+            resident.append(tree_resident_mb())
+            progress.set_postfix_str(f"{resolution} px, {resident[-1]:.0f} MB")
+    return Course(loader, num_workers, batch_size, len(dataset), sizes, tuple(resident), min(epochs, len(resolutions)))
+
+
+def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Course]:
+    """Observe each loader in a fresh process."""
+    for loader in options.loaders:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            yield pool.submit(
+                observe,
+                loader,
+                dataset,
+                options.num_workers,
+                options.batch_size,
+                options.resolutions,
+                options.epochs,
+                options.device,
+            ).result()
+
+
+def table(observed: Sequence[Course]) -> Table:
+    """Return the courses for the terminal, one column each."""
+    shown = Table(title="Resident memory after each epoch, MB", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("epoch", "px", *(course.loader for course in observed)):
+        shown.add_column(heading, justify="right")
+    for epoch, resolution in enumerate(observed[0].resolutions):
+        shown.add_row(str(epoch + 1), str(resolution), *(f"{course.resident_mb[epoch]:.0f}" for course in observed))
+    shown.add_section()
+    shown.add_row("growth", "", *(f"{course.growth_mb:+.0f}" for course in observed))
+    return shown
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    installed = ["torch"] + ["dali"] * (find_spec("nvidia.dali") is not None)
+    parser = command_line("memory", __doc__)
+    add = parser.add_argument
+    add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
+    add("--loaders", type=listed(str, LOADER_NAMES), default=",".join(installed), help=f"of {', '.join(LOADER_NAMES)}")
+    add("--num-workers", type=not_negative, default=int(usable_cores()), help="worker processes or threads")
+    add("--resolutions", type=listed(positive), default="96,128,160,224", help="sizes that the epochs go through")
+    add("--epochs", type=positive, default=10, help="epochs of each loader")
+    add("--images", type=positive, default=1000, help="images of an epoch, at most")
+    add("--batch-size", type=positive, default=64, help="images of a batch")
+    add_device(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Observe, print the table, write the JSON; return the exit code."""
+    options = parse(argv)
+    try:
+        dataset = open_data(options.data).train
+        dataset = dataset.select(np.arange(min(options.images, len(dataset))))
+        observed = list(courses(dataset, options))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    machine = describe_machine()
+    if options.json:
+        records = [asdict(course) | {"growth_mb": course.growth_mb, "machine": machine} for course in observed]
+        write_records(options.json, records)
+    Console().print(table(observed), machine, sep="\n", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

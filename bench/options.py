@@ -1,0 +1,83 @@
+"""Command-line options that the benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+def listed(convert: Callable[[str], Item], allowed: Sequence[Item] = ()) -> Callable[[str], list[Item]]:
+    """Return the converter of a comma-separated option.
+
+    Args:
+        convert: of one item; a ValueError refuses it.
+        allowed: the items to choose from; empty for any.
+    """
+
+    def parse(text: str) -> list[Item]:
+        try:
+            items = [convert(part.strip()) for part in text.split(",") if part.strip()]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        unknown = [str(item) for item in items if allowed and item not in allowed]
+        if unknown:
+            choice = ", ".join(map(str, allowed))
+            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; choose from {choice}")
+        if not items:
+            raise argparse.ArgumentTypeError("the list is empty")
+        return items
+
+    return parse
+
+
+def positive(text: str) -> int:
+    """Convert a number that is at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Convert a number that is at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Convert a duration above 0."""
+    duration = float(text)
+    if not duration > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return duration
+
+
+def command_line(program: str, documentation: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose description is the first line of the module's documentation."""
+    return argparse.ArgumentParser(
+        prog=f"python bench/{program}.py",
+        description=(documentation or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a measurement in turns."""
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="length of a turn")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of each cell")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --json."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help="where the batches are needed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")

@@ -1,0 +1,230 @@
+"""What the engine's training loop costs: synthetic images through it, against a bare PyTorch loop.
+
+    python bench/training_loop.py --models resnet10t --resolutions 64,96
+
+Both loops train the same model in the same number format and layout, with the same fused optimizer. The bare one is
+handed one ready batch again and again; the engine's has the plan, the synthetic loader, the transfer to the device,
+normalization, the learning-rate schedule and its own bookkeeping to do as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/training_loop.py`
+
+from bench.measure import Batches, Cell, CellError, Measurement, Ratio, measure, write_records
+from bench.options import add_measuring, command_line, listed, positive
+from bench.peers import MEAN, STD
+from bench.resources import describe_machine
+from engine.checkpoint import Position
+from engine.distributed import process
+from engine.learner import Learner, LossOptions, StepOptions
+from engine.loop import Epoch, train_epoch
+from engine.model import create_model
+from engine.optim import create_optimizer, learning_rate_factor, parameter_groups
+from engine.precision import AmpChoice, autocast, grad_scaler, resolve_amp
+from loaders.augment import PRESETS
+from loaders.bad_samples import BadSamples
+from loaders.dataset import ImageDataset, PixelForm, StringColumn
+from loaders.plan import EpochPlan, View
+from loaders.synthetic_backend import SyntheticLoader
+from loaders.transfer import Transfer
+
+NUM_CLASSES = 10
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+SMOOTHING = 0.1
+STEPS = {"cpu": 4, "cuda": 100}  # of an epoch; a turn is a number of whole epochs
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both loops do."""
+
+    model: str
+    resolution: int
+    batch_size: int
+    amp: AmpChoice
+    device: str
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch."""
+        return STEPS[self.device] * self.batch_size
+
+
+def _model(work: Work, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    model = create_model(work.model, NUM_CLASSES, resolution=work.resolution).to(device)
+    return model.to(memory_format=torch.channels_last).train()
+
+
+def bare_loop(work: Work) -> Batches:
+    """Train as PyTorch's documentation does, on one batch that lies ready on the device."""
+    device = torch.device(work.device)
+    model = _model(work, device)
+    precision = resolve_amp(work.amp, device)
+    scaler = grad_scaler(precision, device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True, fused=True
+    )
+    shape = (work.batch_size, 3, work.resolution, work.resolution)
+    images = torch.randn(shape, device=device).to(precision.dtype or torch.float32, memory_format=torch.channels_last)
+    labels = torch.arange(work.batch_size, device=device) % NUM_CLASSES
+    while True:
+        for _ in range(STEPS[work.device]):
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(precision, device):
+                logits = model(images)
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        yield work.images
+
+
+def engine_loop(work: Work) -> Batches:
+    """Train with the engine's loop on the synthetic loader."""
+    with process(work.device) as this:
+        model = _model(work, this.device)
+        precision = resolve_amp(work.amp, this.device)
+        groups = parameter_groups(model, WEIGHT_DECAY)
+        optimizer = create_optimizer("sgd", groups, lr=LEARNING_RATE, momentum=MOMENTUM)
+        learner = Learner(model, optimizer, this, precision, LossOptions(SMOOTHING), StepOptions())
+        transfer = Transfer(this.device, MEAN, STD, dtype=precision.dtype or torch.float32, num_classes=NUM_CLASSES)
+        dataset = _dataset(work.images)
+        view = View(work.resolution, work.batch_size)
+        position = Position()
+        with SyntheticLoader([dataset], BadSamples(), this.device) as loader:
+            for number in itertools.count():
+                epoch = Epoch(
+                    EpochPlan(dataset, number, view),
+                    PRESETS["none"],
+                    partial(learning_rate_factor, "constant"),
+                    total_samples=work.images,
+                )
+                train_epoch(learner, loader, transfer, epoch, position, after_step=lambda batch: False)
+                yield work.images
+
+
+def _dataset(count: int) -> ImageDataset:
+    """Return a data set of which only the sizes and labels are used."""
+    return ImageDataset(
+        name="synthetic",
+        classes=tuple(map(str, range(NUM_CLASSES))),
+        paths=StringColumn.of([""] * count),
+        labels=np.arange(count) % NUM_CLASSES,
+        widths=np.full(count, 500, np.int32),
+        heights=np.full(count, 375, np.int32),
+        orientations=np.ones(count, np.uint8),
+        forms=np.full(count, PixelForm.RGB, np.uint8),
+        sizes=np.zeros(count, np.int64),
+    )
+
+
+LOOPS = {"bare": bare_loop, "engine": engine_loop}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One loop's figures; the ratio is that of the engine's to the bare one."""
+
+    loop: str
+    work: Work
+    measurement: Measurement
+    ratio: Ratio | None
+
+    def record(self, machine: str) -> dict[str, Any]:
+        """Return a record of the JSON file."""
+        return {
+            "loop": self.loop,
+            **asdict(self.work),
+            **self.measurement.record(),
+            "ratio": asdict(self.ratio) if self.ratio else None,
+            "machine": machine,
+        }
+
+
+def compare(work: Work, rounds: int, seconds: float) -> list[Result]:
+    """Measure both loops in turns."""
+    cells = [
+        Cell(f"{name} loop, {work.model}, {work.resolution} px", partial(run, work)) for name, run in LOOPS.items()
+    ]
+    bare, engine = measure(cells, rounds=rounds, seconds=seconds)
+    return [Result("bare", work, bare, None), Result("engine", work, engine, Ratio.between(engine, bare))]
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Return the results for the terminal."""
+    shown = Table(title="Training on synthetic images", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("model")
+    for heading in ("px", "loop", "images/s", "engine / bare", "cpu-ms", "others"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        measured, ratio = result.measurement, result.ratio
+        rate = measured.images_per_second
+        shown.add_row(
+            result.work.model,
+            str(result.work.resolution),
+            result.loop,
+            f"{rate.median:.1f} ({rate.min:.1f}-{rate.max:.1f})",
+            f"{ratio.of_medians:.3f} ({ratio.min:.3f}-{ratio.max:.3f})" if ratio else "",
+            f"{measured.cpu_ms_per_image:.2f}",
+            f"{measured.foreign_cpu.max:.0%}",
+        )
+    return shown
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line("training_loop", __doc__)
+    add = parser.add_argument
+    add("--models", type=listed(str), default="resnet10t", help="models to train")
+    add("--resolutions", type=listed(positive), default="64,96", help="sides of the images, pixels")
+    add("--batch-size", type=positive, default=64, help="images of a batch")
+    add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="number format")
+    add_measuring(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON; return the exit code."""
+    options = parse(argv)
+    machine = describe_machine()
+    results: list[Result] = []
+    try:
+        for model, resolution in itertools.product(options.models, options.resolutions):
+            work = Work(model, resolution, options.batch_size, options.amp, options.device)
+            results += compare(work, options.rounds, options.seconds)
+            if options.json:
+                write_records(options.json, [result.record(machine) for result in results])
+    except CellError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    threads = f"{torch.get_num_threads()} threads"
+    Console().print(table(results), f"{machine}, {threads}", sep="\n", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

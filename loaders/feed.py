@@ -1,0 +1,158 @@
+"""The loaders for one's own training loop, Lightning's or a Hugging Face Trainer's: an iterable of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from loaders.augment import PRESETS, Augmentation
+from loaders.bad_samples import BadSamples, Policy
+from loaders.cores import usable_cores
+from loaders.dataset import ImageDataset
+from loaders.plan import EpochPlan, View
+from loaders.registry import create_loader
+from loaders.transfer import DeviceBatch, Transfer
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageLoader:
+    """Iterates over batches of a data set, an epoch at a time.
+
+    Each iteration yields ``(images, targets)``: images (n, 3, resolution, resolution), normalized, channels_last, on
+    the device; targets int64 (n,) class numbers or, where mixup or CutMix is on, float32 (n, num_classes) shares.
+    Every iteration is an epoch of its own, drawn anew; ``set_epoch`` chooses one, as with torch's DistributedSampler.
+    Resolution and batch size may be set between epochs at no cost.
+
+    Args:
+        dataset: what to iterate over, as from ``open_data(...).train``.
+        resolution: side of the images, pixels.
+        batch_size: over all ranks.
+        train: shuffle and augment; otherwise file order and centered crops.
+        augment: a preset of loaders.augment, or an Augmentation.
+        loader: a backend of loaders.registry.
+        num_workers: processes or threads; None for one for each usable core.
+        device: where the batches go.
+        mean, std: of the normalization, for pixels in 0..1.
+        dtype: of the images.
+        seed: of everything drawn.
+        on_bad_sample: what a file that cannot be decoded does.
+        max_bad_fraction: more bad files than this fraction end the epoch.
+        rank, world: this process's share; None for what torch.distributed says.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        resolution: int,
+        batch_size: int = 64,
+        train: bool = True,
+        augment: str | Augmentation = "light",
+        loader: str = "torch",
+        num_workers: int | None = None,
+        device: torch.device | str = "cpu",
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        drop_last: bool = False,
+        on_bad_sample: Policy = "skip",
+        max_bad_fraction: float = 0.01,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> None:
+        distributed = dist.is_available() and dist.is_initialized()
+        self.dataset = dataset
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self.train = train
+        self.augmentation = PRESETS[augment] if isinstance(augment, str) else augment
+        self.seed = seed
+        self.drop_last = drop_last
+        self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
+        self.world = world if world is not None else dist.get_world_size() if distributed else 1
+        self.epoch = 0
+        self.next_batch = 0
+        self.bad_samples = BadSamples(on_bad_sample, max_bad_fraction)
+        workers = max(1, int(usable_cores())) if num_workers is None else num_workers
+        self._loader = create_loader(loader, (dataset,), workers, self.bad_samples, device)
+        self._transfer = Transfer(torch.device(device), mean, std, dtype=dtype)
+
+    def _plan(self) -> EpochPlan:
+        if self.train:
+            options = self.augmentation
+            view = View(
+                self.resolution,
+                self.batch_size,
+                crop=options.crop,
+                scale=options.scale,
+                ratio=options.ratio,
+                flip=options.flip,
+                drop_last=self.drop_last,
+            )
+        else:
+            view = View.evaluation(self.resolution, self.batch_size)
+        return EpochPlan(self.dataset, self.epoch, view, self.seed, self.rank, self.world, self.next_batch)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._plan().num_batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration goes through, from its start."""
+        self.epoch, self.next_batch = epoch, 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        plan = self._plan()
+        augmentation = self.augmentation if self.train else None
+        for batch in self._transfer.batches(self._loader.run(plan), augmentation=augmentation):
+            self.next_batch = batch.plan.step + 1
+            yield batch.images, self._targets(batch)
+        self.epoch, self.next_batch = plan.epoch + 1, 0
+
+    def _targets(self, batch: DeviceBatch) -> torch.Tensor:
+        if batch.other_labels is None or batch.weight is None:
+            return batch.labels
+        shares = torch.zeros(len(batch), len(self.dataset.classes), device=batch.labels.device)
+        shares.scatter_add_(1, batch.labels[:, None], batch.weight[:, None])
+        return shares.scatter_add_(1, batch.other_labels[:, None], 1 - batch.weight[:, None])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the iteration stands: the batch after the one last yielded."""
+        return {
+            "epoch": self.epoch,
+            "next_batch": self.next_batch,
+            "resolution": self.resolution,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "data": self.dataset.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken: the next iteration yields the same batches from there.
+
+        Raises:
+            ValueError: the state is of other data.
+        """
+        if state["data"] != self.dataset.fingerprint:
+            raise ValueError(f"the state is of other data than {self.dataset.name}: images, labels or sizes differ")
+        self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+        self.resolution, self.batch_size, self.seed = state["resolution"], state["batch_size"], state["seed"]
+
+    def close(self) -> None:
+        """Release worker processes, threads and memory."""
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,242 @@
+"""Whole training runs: what they leave behind, how they end, and that they resume exactly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import train
+from engine.checkpoint import load_checkpoint
+from engine.rundir import read_records
+from tests.folders import image_folder
+
+SMALL = ["--model", "resnet10t", "--batch-size", "8", "--resolutions", "32,48", "--num-workers", "1", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "colors", train=42, val=9)
+
+
+def run_directory(output: Path) -> Path:
+    (path,) = (p for p in output.iterdir() if p.is_dir())
+    return path
+
+
+def epochs_of(run: Path) -> list[dict]:
+    return [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "epoch"]
+
+
+def command(folder: Path, output: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "engine.train", str(folder), *SMALL, "--output", str(output), *options]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "last.pt")[1]["model"]
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali", "synthetic"])
+def test_a_run_leaves_everything_behind(folder: Path, tmp_path: Path, loader: str, capsys: pytest.CaptureFixture) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    options = [str(folder), *SMALL, "--epochs", "3", "--output", str(tmp_path), "--loader", loader, "--name", "it"]
+    assert train.main(options) == 0
+    run = run_directory(tmp_path)
+    assert run.name.endswith(f"-resnet10t-{loader}-it")
+    files = {path.name for path in run.iterdir()}
+    assert {
+        "config.toml", "env.json", "metrics.jsonl", "summary.csv", "last.pt", "best.pt", "model.safetensors",
+        "report.html", "confusion.csv", "per_class.csv", "predictions.json", "result.json",
+    } <= files  # fmt: skip
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert not any(name.startswith(".") for name in files), "no temporary file is left"
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert "auto" not in json.dumps(config), "every auto is resolved"
+    epochs = epochs_of(run)
+    assert [e["resolution"] for e in epochs] == [32, 32, 48] or [e["resolution"] for e in epochs] == [32, 48, 48]
+    assert [e["samples_seen"] for e in epochs] == [42, 84, 126]
+    assert all("gpu_utilization" not in e for e in epochs), "no GPU fields without a GPU"
+    with (run / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["top1"]) for row in rows] == pytest.approx([e["top1"] for e in epochs], rel=1e-4)
+    if loader != "synthetic":
+        assert epochs[-1]["top1"] > 60
+    shown = capsys.readouterr().out
+    assert "Verdict:" in shown
+    assert "report.html" in shown
+    position, _ = load_checkpoint(run / "last.pt")
+    assert position.finished
+    assert set(load_file(run / "model.safetensors")) == set(weights(run))
+
+
+def test_a_config_file_repeats_a_run(folder: Path, tmp_path: Path) -> None:
+    train.main([str(folder), *SMALL, "--epochs", "1", "--output", str(tmp_path / "one")])
+    first = run_directory(tmp_path / "one")
+    train.main(["--config", str(first / "config.toml"), "--output", str(tmp_path / "two")])
+    assert_equal_weights(first, run_directory(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weights_do_not_depend_on_the_workers(folder: Path, tmp_path: Path, workers: int) -> None:
+    options = [str(folder), *SMALL, "--epochs", "1", "--augment", "strong", "--output"]
+    train.main([*options, str(tmp_path / "one")])
+    train.main([*options, str(tmp_path / "other"), "--num-workers", str(workers)])
+    assert_equal_weights(run_directory(tmp_path / "one"), run_directory(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_kill_and_resume_is_exact(folder: Path, tmp_path: Path, loader: str) -> None:
+    """A process killed in the middle of an epoch resumes to the very weights of an uninterrupted run."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    options = [
+        "--epochs", "4", "--loader", loader, "--augment", "strong", "--model", "convnext_atto", "--drop-path", "0.1",
+        "--ema", "--opt", "adamw", "--save-every", "0.001s", "--batch-size", "4",
+    ]  # fmt: skip
+    whole = tmp_path / "whole"
+    subprocess.run(command(folder, whole, *options), check=True, capture_output=True)
+    cut = tmp_path / "cut"
+    killed = subprocess.Popen(command(folder, cut, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        checkpoints = list(cut.glob("*/last.pt"))
+        if checkpoints:
+            position, _ = load_checkpoint(checkpoints[0])
+            if position.epoch >= 1 and position.next_batch >= 3:
+                break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    position, _ = load_checkpoint(run_directory(cut) / "last.pt")
+    assert position.next_batch > 0, "killed within an epoch"
+    again = subprocess.run(
+        command(folder, cut, *options, "--resume", "auto"), check=True, capture_output=True, text=True
+    )
+    assert "resumed at epoch" in again.stderr
+    assert_equal_weights(run_directory(whole), run_directory(cut))
+    ours, theirs = epochs_of(run_directory(cut)), epochs_of(run_directory(whole))
+    for name in ("epoch", "resolution", "train_loss", "train_top1", "top1", "samples_seen", "steps"):
+        assert [e[name] for e in ours] == [e[name] for e in theirs], name
+
+
+def test_a_signal_saves_and_exits_with_its_own_code(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(folder, tmp_path, "--epochs", "500"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("*/last.pt")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "SIGTERM was received" in out
+    assert "--resume" in out
+    run = run_directory(tmp_path)
+    position, _ = load_checkpoint(run / "last.pt")
+    assert not position.finished
+    assert (run / "report.html").exists()
+
+
+def test_resume_auto_passes_over_other_runs(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = [str(folder), *SMALL, "--output", str(tmp_path), "--epochs"]
+    train.main([*base, "2", "--time-limit", "0.001s"])
+    assert len(list(tmp_path.iterdir())) == 1
+    train.main([*base, "2", "--resume", "auto", "--lr", "0.123"])
+    assert len(list(tmp_path.iterdir())) == 2, "another learning rate is another run"
+    train.main([*base, "2", "--resume", "auto"])
+    assert len(list(tmp_path.iterdir())) == 2, "the first is gone on with"
+    train.main([*base, "2", "--resume", "auto"])
+    assert len(list(tmp_path.iterdir())) == 3, "both are finished now"
+
+
+def test_resume_by_path_takes_the_runs_options(folder: Path, tmp_path: Path) -> None:
+    train.main([str(folder), *SMALL, "--output", str(tmp_path), "--epochs", "2", "--time-limit", "0.001s"])
+    run = run_directory(tmp_path)
+    assert train.main(["--resume", str(run), "--time-limit", "1h"]) == 0
+    assert load_checkpoint(run / "last.pt")[0].finished
+    assert len(epochs_of(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "resnet8000"], "resnet8000"),
+        (["--resolutions", "48,32"], "resolutions"),
+        (["--weights", "missing.safetensors"], "missing.safetensors"),
+        (["--resume", "nowhere"], "nowhere"),
+        (["--device", "cuda"], "CUDA"),
+        (["--sync-bn"], "CUDA"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_option(
+    folder: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    if torch.cuda.is_available() and message == "CUDA":
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(SystemExit) as ending:
+        train.main([str(folder), *SMALL, "--output", str(tmp_path), *options])
+    assert ending.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error:")
+    assert message in error
+
+
+def test_nonfinite_loss_names_step_and_samples(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        train.main([str(folder), *SMALL, "--output", str(tmp_path), "--lr", "1e30", "--log-every", "3"])
+    error = capsys.readouterr().err
+    assert "is not finite" in error
+    assert ".jpg" in error
+
+
+def test_nonfinite_steps_can_be_skipped(folder: Path, tmp_path: Path) -> None:
+    train.main(
+        [str(folder), *SMALL, "--output", str(tmp_path), "--lr", "1e30", "--on-nonfinite", "skip", "--epochs", "1"]
+    )
+    run = run_directory(tmp_path)
+    assert epochs_of(run)[0]["skipped_steps"] > 0
+
+
+def test_targets_end_a_run(folder: Path, tmp_path: Path) -> None:
+    train.main([str(folder), *SMALL, "--output", str(tmp_path), "--epochs", "50", "--target", "top1=30"])
+    assert len(epochs_of(run_directory(tmp_path))) < 50
+
+
+def test_plan_prints_the_stages_and_stops(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train.main([str(folder), *SMALL, "--output", str(tmp_path), "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "32" in shown
+    assert "48" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_listed_or_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = image_folder(tmp_path / "data", train=60)
+    victims = sorted((data / "train").rglob("*.jpg"))[:3]
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(victims[1].read_bytes()[:300])
+    victims[2].write_text("no image")
+    options = [str(data), *SMALL, "--epochs", "1", "--max-bad-fraction", "0.1", "--output", str(tmp_path / "runs")]
+    train.main(options)
+    with (run_directory(tmp_path / "runs") / "bad_samples.csv").open() as file:
+        listed = {row["path"] for row in csv.DictReader(file)}
+    assert listed == {str(path) for path in victims}
+    with pytest.raises(SystemExit):
+        train.main([*options, "--on-bad-sample", "raise"])
+    assert any(str(path) in capsys.readouterr().err for path in victims)
