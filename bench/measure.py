@@ -32,7 +32,7 @@ from bench.resources import machine_cpu_seconds, tree_cpu_seconds, tree_resident
 from loaders.files import replacing
 
 LEAD_IN_SECONDS = 0.5
-QUIET_INTERVAL_SECONDS = 0.1
+QUIET_INTERVAL_SECONDS = 0.2
 QUIET_CPU_SECONDS = 0.015  # CPU time is counted in ticks of 10 ms: at most one in the interval
 QUIET_TIMEOUT_SECONDS = 20.0
 FOREIGN_CPU_LIMIT = 0.1

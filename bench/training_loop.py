@@ -108,7 +108,7 @@ def engine_loop(work: Work) -> Batches:
         groups = parameter_groups(model, WEIGHT_DECAY)
         optimizer = create_optimizer("sgd", groups, lr=LEARNING_RATE, momentum=MOMENTUM)
         learner = Learner(model, optimizer, this, precision, LossOptions(SMOOTHING), StepOptions())
-        transfer = Transfer(this.device, MEAN, STD, dtype=precision.dtype or torch.float32, num_classes=NUM_CLASSES)
+        transfer = Transfer(this.device, MEAN, STD, dtype=precision.dtype or torch.float32)
         dataset = _dataset(work.images)
         view = View(work.resolution, work.batch_size)
         position = Position()

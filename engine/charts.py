@@ -127,9 +127,8 @@ def line_chart(
         y = place_y(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(left - 7, y + 3.5, number(tick, unit), "end"))
-    for tick in ticks(0, x_max, 6):
-        if tick <= x_max and tick == int(tick):
-            parts.append(_text(place_x(tick), lower + 16, f"{tick:.0f}", "middle"))
+    whole = [tick for tick in ticks(0, x_max, 6) if tick <= x_max and tick == int(tick)]
+    parts += [_text(place_x(tick), lower + 16, f"{tick:.0f}", "middle") for tick in whole]
     parts.append(_text(right, lower + 28, "epochs", "end"))
     ends: list[tuple[float, str, str]] = []
     for one, points in lines:
@@ -174,7 +173,7 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     """
     count = len(classes)
     names = [shorten(name, 18) for name in classes]
-    margin = 12 + 6.3 * max(len(name) for name in names)
+    margin = 12 + 7.0 * max(len(name) for name in names)
     cell = min(46.0, max(17.0, 600.0 / count))
     head = 0.75 * margin + 12
     side = cell * count

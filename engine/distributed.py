@@ -13,6 +13,10 @@ import torch
 import torch.distributed as dist
 
 
+class DeviceError(ValueError):
+    """A device that is not there."""
+
+
 @dataclass(frozen=True)
 class Process:
     """This process within the job.
@@ -82,14 +86,14 @@ def process(device: str) -> Iterator[Process]:
         device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
 
     Raises:
-        ValueError: CUDA is asked for and absent.
+        DeviceError: CUDA is asked for and absent.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+        raise DeviceError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
     where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", local_rank if where.index is None else where.index)

@@ -60,9 +60,9 @@ def _final_evaluation(trainer: Trainer) -> EvaluationResult | None:
     last_is_best = bool(position.history) and position.history[-1][2] == position.best
     last = trainer.last_result
     if last is None or not last_is_best:
-        best = trainer.process.broadcast(str(trainer.run.file(BEST)) if trainer.run else None)
-        _, state = load_checkpoint(best)
-        trainer.learner.load_state_dict(state)
+        best = trainer.process.broadcast(trainer.run.file(BEST) if trainer.run and position.history else None)
+        if best is not None:
+            trainer.learner.load_state_dict(load_checkpoint(best)[1])
         last = trainer.evaluate(options.resolution.val_resolution)
     result, predictions = last
     sizes: list[dict[str, Any]] = []
@@ -96,8 +96,8 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
             f"{first}-{last}" if last > first else str(first),
             f"{rows[0]['resolution']} px",
             str(rows[0]["batch_size"]),
-            f"{rows[-1]['train_loss']:.3f}",
-            f"{rows[-1]['top1']:.2f} %" if rows[-1].get("top1") is not None else "",
+            _number(rows[-1].get("train_loss"), ".3f"),
+            _number(rows[-1].get("top1"), ".2f", " %"),
             f"{images / training:.0f}",
             f"{waited / training:.0%}",
             _duration(seconds),
@@ -117,10 +117,10 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
         console.print(f"Top-1 by size: {shown}.")
     if trainer.bad_samples:
         console.print(f"{len(trainer.bad_samples)} files could not be decoded; they are listed in bad_samples.csv.")
-    console.print(f"Verdict: {sentence}")
+    console.print(f"Verdict: {sentence}", soft_wrap=True)
     if not ending.finished:
         console.print("Go on with: python -m engine.train --resume " + str(trainer.run.path if trainer.run else ""))
-    console.print(f"Report: {report}")
+    console.print(f"Report: {report}", soft_wrap=True)
 
 
 def _by_stage(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -130,6 +130,11 @@ def _by_stage(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
             stages.append([])
         stages[-1].append(record)
     return stages
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    """Format a number that may be missing, or was not finite."""
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from engine.command import fail
 from engine.config import Config, ConfigError
 from engine.defaults import default_workers
-from engine.distributed import process
+from engine.distributed import DeviceError, process
 from engine.evaluation import evaluate
 from engine.metrics import EvaluationResult, write_confusion_csv, write_per_class_csv
 from engine.precision import PrecisionError, resolve_amp
@@ -36,6 +36,7 @@ USER_ERRORS = (
     BadSampleError,
     ConfigError,
     DataError,
+    DeviceError,
     ImportError,
     PrecisionError,
     SavedModelError,

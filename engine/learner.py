@@ -117,14 +117,17 @@ class Learner:
         set_learning_rate(self.optimizer, lr_factor)
         self.optimizer.zero_grad(set_to_none=True)
         buffers = [b.clone() for b in self.model.buffers()] if self.options.skip_nonfinite else []
-        total = self._backward(batch, count, full)
-        finite = torch.isfinite(total)
+        loss, correct = self._backward(batch, count, full)
+        finite = torch.isfinite(loss)
         if self.options.skip_nonfinite and self._any_rank(~finite):
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             self.sums[3] += 1
             return
+        self.sums[0] += loss
+        self.sums[1] += correct
+        self.sums[2] += len(batch)
         unseen = (self.first_nonfinite < 0) & ~finite
         self.first_nonfinite.copy_(torch.where(unseen, number, self.first_nonfinite))
         if self.options.clip_grad:
@@ -135,11 +138,12 @@ class Learner:
         if self.ema is not None:
             self.ema.update(self.model, number)
 
-    def _backward(self, batch: DeviceBatch, count: int, full: bool) -> Tensor:
-        """Add up the gradient of the batch's mean loss; return this rank's sum of losses."""
+    def _backward(self, batch: DeviceBatch, count: int, full: bool) -> tuple[Tensor, Tensor]:
+        """Add up the gradient of the batch's mean loss; return this rank's sums of losses and of correct answers."""
         parts = list(_split(batch, self.options.grad_accum_steps))
         forward = self._compiled if full and self._compiled is not None else self._forward
         total = torch.zeros((), device=self.device)
+        total_correct = torch.zeros((), device=self.device)
         for number, part in enumerate(parts):
             with self._synchronized(last=number == len(parts) - 1):
                 losses, correct = self._losses(forward, part)
@@ -147,10 +151,8 @@ class Learner:
                 # Distributed training averages gradients over the ranks; the mean here is over all samples.
                 self.scaler.scale(loss * (self.process.world / count)).backward()
             total += loss.detach()
-            self.sums[0] += loss.detach()
-            self.sums[1] += correct
-        self.sums[2] += len(batch.labels)
-        return total
+            total_correct += correct
+        return total, total_correct
 
     def _losses(self, forward: Callable[[Tensor], Tensor], part: DeviceBatch) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and the number of correct answers."""

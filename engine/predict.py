@@ -95,13 +95,12 @@ def predict(
     columns: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with tqdm(total=len(dataset), desc="classifying", unit="image", disable=not show_progress) as progress:
         for batch in transfer.batches(loader.run(plan), augmentation=None):
-            progress.update(batch.plan.view.batch_size)
+            progress.update(min(batch_size, len(dataset) - progress.n))
             if not len(batch):  # all of its images are bad
                 continue
             with torch.inference_mode():
                 top = model(batch.images).float().softmax(1).topk(count, dim=1)
             columns.append((batch.indices, top.indices, top.values))
-        progress.update(len(dataset) - progress.n)
     if not columns:
         return TopClasses(np.empty(0, np.int64), np.empty((0, count), np.int64), np.empty((0, count), np.float32))
     indices, classes, probabilities = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))

@@ -42,8 +42,8 @@ class SavedModel:
 
     model: str
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     resolution: int
     crop_fraction: float = 1.0
     arguments: Mapping[str, Any] = field(default_factory=dict)

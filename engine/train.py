@@ -14,7 +14,7 @@ from engine.checkpoint import CheckpointError
 from engine.command import fail, load_config
 from engine.config import Config, ConfigError
 from engine.defaults import resolve
-from engine.distributed import Process, process
+from engine.distributed import DeviceError, Process, process
 from engine.ending import finish
 from engine.learner import NonFiniteLossError
 from engine.model import ModelError
@@ -40,6 +40,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigError,
     DataError,
+    DeviceError,
     ImportError,
     ModelError,
     NonFiniteLossError,

@@ -170,7 +170,7 @@ def _data_bound(
             )
     elif cost is not None:
         evidence = f": loading and training share {_cores(cores)}, {cost:.1f} ms of processor time for each image"
-    return f"{claim}{evidence}; {_data_advice(num_workers, cores, device, loader)}."
+    return f"{claim[0].upper()}{claim[1:]}{evidence}; {_data_advice(num_workers, cores, device, loader)}."
 
 
 def _data_advice(num_workers: int, cores: float, device: str, loader: str) -> str:
@@ -213,6 +213,10 @@ def _mean_cpu_ms(epochs: Sequence[Record]) -> float | None:
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 0.005:
+        return "under 1 %"
+    if 0.995 < share < 1:
+        return "over 99 %"
     return f"{100 * share:.0f} %"
 
 

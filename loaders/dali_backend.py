@@ -158,8 +158,11 @@ class DaliLoader(Loader):
                 self.bad_samples.record(self.datasets[job.number], bad)
                 return None
         pixels = torch.from_dlpack(images.as_tensor())
-        if job.geometry.padded.any():
-            _apply_gains(pixels, torch.from_dlpack(gains.as_tensor()))
+        padded = np.flatnonzero(job.geometry.padded)
+        if len(padded):
+            # On a GPU a few lines too many cost less than a list of samples to be sent there.
+            which = slice(None) if pixels.is_cuda else torch.from_numpy(padded)
+            _apply_gains(pixels, torch.from_dlpack(gains.as_tensor()), which)
         return pixels.permute(0, 3, 1, 2)
 
     def _repair(self, job: Job, error: RuntimeError) -> None:
@@ -209,8 +212,9 @@ class DaliLoader(Loader):
         self._drop_pipeline()
 
 
-def _apply_gains(pixels: torch.Tensor, gains: torch.Tensor) -> None:
-    """Multiply the first and last rows and columns of ``pixels`` (uint8 NHWC) by ``gains`` (float32 (n, 4))."""
-    lines = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
-    for line, gain in zip(lines, gains.T, strict=True):
-        line.copy_((line * gain[:, None, None]).round_().clamp_(max=255))
+def _apply_gains(pixels: torch.Tensor, gains: torch.Tensor, which: torch.Tensor | slice) -> None:
+    """Multiply the first and last rows and columns of ``pixels[which]`` (uint8 NHWC) by ``gains[which]``."""
+    to_last = pixels.shape[1] - 1
+    rows, columns = pixels[:, ::to_last], pixels[:, :, ::to_last]
+    for lines, gain in ((rows, gains[:, :2, None, None]), (columns, gains[:, None, 2:, None])):
+        lines[which] = (lines[which] * gain[which]).round_().clamp_(max=255).to(torch.uint8)

@@ -89,7 +89,8 @@ def lay_out(
     extent[transposed] = extent[transposed, ::-1]
     image[transposed] = image[transposed, ::-1]
 
-    reach = np.maximum(1.0, extent / resolution) + 1  # the filter's, and one pixel for rounding
+    scale = extent / resolution
+    reach = np.maximum(1.0, scale) - scale / 2 + 0.01  # of the outermost filters beyond the window; a bit for rounding
     low, high = np.floor(start - reach), np.ceil(start + extent + reach)
     first, last = np.maximum(low, 0), np.minimum(high, image)
     # An enlarged axis needs no black: repeating the edge pixel and leaving out what is missing are the same there.

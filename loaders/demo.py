@@ -1,9 +1,9 @@
-"""The demo set: 5,000 made photographs of patterned shapes, drawn on the spot, the same ones everywhere.
+"""The demo set: 5,000 drawn pictures of patterned shapes, made on the spot, the same ones everywhere.
 
 Ten classes. Three have a shape of their own; in the other seven, discs, squares and triangles differ by the fine
-pattern of their surface alone. Its period is about a twentieth of the image's shorter side, so the pattern is gone at
+pattern of their surface alone. Its period is about a twentieth of the image's shorter side, so the pattern is faint at
 32 pixels, hard to see at 48 and plain at 64: resolution matters. A mirror image keeps its class, as patterns and
-shapes are turned at random, and so does a crop of a third of the area.
+shapes are turned either way at random, and so does a crop of a third of the area.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _choose_colors(draws: np.ndarray) -> np.ndarray:
     """Return float64 (4, 3): two colors of the background and two of the surface, which stands out from it."""
     background = 30 + 80 * draws[0]
     step = 60 + 50 * draws[1]
-    contrast = 30 + 25 * draws[2]
+    contrast = 24 + 22 * draws[2]
     luminance = np.array([background, background + 40 * (draws[3] - 0.5), 0, 0])
     luminance[2:] = background + step
     tints = 70 * (draws[4:16].reshape(4, 3) - 0.5)
@@ -136,7 +136,7 @@ def _draw(
     turn = 0.9 * (draws[3] - 0.5)
     cos_turn, sin_turn = math.cos(turn), math.sin(turn)
     angle = math.pi * draws[4]
-    frequency = 2 * math.pi * (15 + 4 * draws[5])
+    frequency = 2 * math.pi * (17 + 4 * draws[5])
     if pattern == _CHECKED:  # whose waves run along the diagonals of its squares
         frequency /= math.sqrt(2)
     wave_x, wave_y = frequency * math.cos(angle), frequency * math.sin(angle)
@@ -144,7 +144,7 @@ def _draw(
     slope_x, slope_y = 10 * (draws[8] - 0.5), 10 * (draws[9] - 0.5)
     slope_phase = 2 * math.pi * draws[10]
     light_x, light_y = 40 * (draws[11] - 0.5), 40 * (draws[12] - 0.5)
-    grain = (3 + 9 * draws[13]) / 255
+    grain = (3 + 10 * draws[13]) / 255
     words = philox(_SEED, split, index, _STREAM, 1 << 15)
     for row in range(height):
         for column in range(width):

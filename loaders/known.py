@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ from loaders.sources import TRAIN_NAMES, DataError, Source, find_in_folder, list
 
 _IMAGES_PER_TASK = 500
 _TIMEOUT = 30.0  # seconds without an answer after which a server is given up
-
-logger = logging.getLogger("headrace")
 
 
 @dataclass(frozen=True)

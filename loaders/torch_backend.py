@@ -199,13 +199,18 @@ class TorchLoader(Loader):
         batch_bytes = 3 * size * size * -(-plan.view.batch_size // plan.world)
         transport = choose_transport(batch_bytes * self.prefetch * self.num_workers) if self.num_workers else "pipe"
         decoder = _Decoder(self.datasets, self.bad_samples.policy == "skip", transport)
+        # A generator of its own: the DataLoader would draw from the global one, which dropout draws from as well.
+        generator = torch.Generator()
         if not self.num_workers:
-            return DataLoader(decoder, batch_size=None, sampler=self._requests, collate_fn=_identity)
+            return DataLoader(
+                decoder, batch_size=None, sampler=self._requests, collate_fn=_identity, generator=generator
+            )
         loader = DataLoader(
             decoder,
             batch_size=None,
             sampler=self._requests,
             collate_fn=_identity,
+            generator=generator,
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch,
             persistent_workers=True,

@@ -163,8 +163,8 @@ def test_blur_is_torchvisions() -> None:
 @pytest.mark.parametrize("side", [1, 2, 5])
 def test_tiny_images_pass_everything(side: int) -> None:
     images = torch.full((8, 3, side, side), 77, dtype=torch.uint8)
-    settings = replace(EVERYTHING, blur=1.0, erasing=1.0)
-    assert augment(images, 0, 0, keys_of(8), settings).shape == images.shape
+    augmentation = replace(EVERYTHING, blur=1.0, erasing=1.0)
+    assert augment(images, 0, 0, keys_of(8), augmentation).shape == images.shape
     assert torch.equal(apply(images, draws.blur(draw_for(8), 1.0, side, side)), images)
 
 
@@ -224,13 +224,13 @@ def test_policies_are_drawn_evenly() -> None:
         assert abs(drawn[operation] - 1000) < 150
 
 
-@pytest.mark.parametrize("settings", [*PRESETS.values(), EVERYTHING])
+@pytest.mark.parametrize("augmentation", [*PRESETS.values(), EVERYTHING])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_sample_depends_on_nothing_but_itself(settings: Augmentation, layout: torch.memory_format) -> None:
+def test_a_sample_depends_on_nothing_but_itself(augmentation: Augmentation, layout: torch.memory_format) -> None:
     images = smooth_images(40, 64, 64)
     keys = keys_of(40)
-    together = augment(images.contiguous(memory_format=layout), 3, 1, keys, settings)
-    singly = torch.cat([augment(images[i : i + 1], 3, 1, keys[i : i + 1], settings) for i in range(40)])
+    together = augment(images.contiguous(memory_format=layout), 3, 1, keys, augmentation)
+    singly = torch.cat([augment(images[i : i + 1], 3, 1, keys[i : i + 1], augmentation) for i in range(40)])
     assert torch.equal(together, singly)
 
 
@@ -267,10 +267,10 @@ def test_presets_of_the_loader_alone_copy_nothing(name: str) -> None:
     assert augment(images, 0, 0, keys_of(4), PRESETS[name]) is images
 
 
-@pytest.mark.parametrize("settings", [*PRESETS.values(), EVERYTHING])
-def test_an_empty_batch_passes(settings: Augmentation) -> None:
+@pytest.mark.parametrize("augmentation", [*PRESETS.values(), EVERYTHING])
+def test_an_empty_batch_passes(augmentation: Augmentation) -> None:
     images = torch.empty(0, 3, 16, 16, dtype=torch.uint8)
-    assert augment(images, 0, 0, keys_of(0), settings).shape == (0, 3, 16, 16)
+    assert augment(images, 0, 0, keys_of(0), augmentation).shape == (0, 3, 16, 16)
 
 
 def test_keys_must_match_the_images() -> None:
@@ -290,10 +290,10 @@ def test_scaling_weakens_regularization_and_keeps_the_crop() -> None:
         strong.scaled(1.5)
 
 
-@pytest.mark.parametrize("settings", [*PRESETS.values(), EVERYTHING])
-def test_full_strength_is_the_augmentation_itself(settings: Augmentation) -> None:
+@pytest.mark.parametrize("augmentation", [*PRESETS.values(), EVERYTHING])
+def test_full_strength_is_the_augmentation_itself(augmentation: Augmentation) -> None:
     images, keys = smooth_images(8, 16, 16), keys_of(8)
-    assert torch.equal(augment(images, 0, 0, keys, settings), augment(images, 0, 0, keys, settings.scaled(1)))
+    assert torch.equal(augment(images, 0, 0, keys, augmentation), augment(images, 0, 0, keys, augmentation.scaled(1)))
 
 
 def test_no_strength_leaves_no_mixing_and_no_erasing() -> None:
@@ -325,15 +325,15 @@ def test_contradictions_are_refused_with_the_fix(options: dict[str, Any], fix: s
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [*PRESETS.values(), EVERYTHING])
-def test_cuda_gives_what_the_cpu_gives_and_never_waits(settings: Augmentation) -> None:
+@pytest.mark.parametrize("augmentation", [*PRESETS.values(), EVERYTHING])
+def test_cuda_gives_what_the_cpu_gives_and_never_waits(augmentation: Augmentation) -> None:
     images, keys = smooth_images(32, 48, 48), keys_of(32)
     on_device = images.cuda()
-    augment(on_device, 0, 0, keys, settings)
+    augment(on_device, 0, 0, keys, augmentation)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = augment(on_device, 0, 0, keys, settings)
+        got = augment(on_device, 0, 0, keys, augmentation)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    apart = (got.cpu().int() - augment(images, 0, 0, keys, settings).int()).abs()
+    apart = (got.cpu().int() - augment(images, 0, 0, keys, augmentation).int()).abs()
     assert apart.float().mean() < 0.05  # a rounding here and there, which posterize and equalize may enlarge

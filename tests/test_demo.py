@@ -42,8 +42,8 @@ def test_pixels_do_not_depend_on_the_version(tmp_path):
     pixels = np.concatenate([draw_image(0, index, *kind).ravel() for index, kind in enumerate(CLASSES.values())])
     assert pixels.dtype == np.uint8
     # A wide tolerance: another machine's sine may differ in its last bit, another layout of the draws moves far more.
-    assert pixels.mean() == pytest.approx(125.256, abs=0.01)
-    assert pixels.std() == pytest.approx(59.035, abs=0.01)
+    assert pixels.mean() == pytest.approx(86.855, abs=0.01)
+    assert pixels.std() == pytest.approx(46.390, abs=0.01)
 
 
 def test_demo_opens_by_name(tmp_path, few_images):
@@ -83,7 +83,7 @@ def test_a_crash_leaves_nothing(tmp_path, few_images, monkeypatch):
 
 
 def test_fine_detail_is_gone_at_32_and_there_at_64():
-    """A striped disc and a plain one differ at 64 pixels by far more than at 32."""
+    """The stripes of a disc keep most of their contrast at 64 pixels and less than half of that at 32."""
 
     def roughness(pattern: str, resolution: int) -> float:
         values = []
@@ -98,6 +98,6 @@ def test_fine_detail_is_gone_at_32_and_there_at_64():
             values.append(np.asarray(small, np.float64)[middle, middle].std())
         return float(np.median(values))
 
-    contrast = {r: roughness("striped-disc", r) / roughness("plain-disc", r) for r in (32, 64)}
-    assert contrast[64] > 4
-    assert contrast[32] < 0.6 * contrast[64]
+    contrast = {resolution: roughness("striped-disc", resolution) for resolution in (32, 64, 128)}
+    assert contrast[64] > 0.7 * contrast[128]
+    assert contrast[32] < 0.5 * contrast[64]

@@ -63,7 +63,9 @@ def test_agrees_with_scikit_learn_where_classes_are_missing() -> None:
     np.testing.assert_allclose(scores.recall, recall)
     np.testing.assert_allclose(scores.f1, f1)
     np.testing.assert_array_equal(scores.support, support)
-    assert np.isnan(scores.recall[3]) and np.isnan(scores.precision[5]) and scores.f1[5] == 0
+    assert np.isnan(scores.recall[3])
+    assert np.isnan(scores.precision[5])
+    assert scores.f1[5] == 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,7 +90,9 @@ def test_nothing_evaluated_is_undefined_not_zero() -> None:
     metrics = ClassificationMetrics(3)
     metrics.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     result = metrics.compute()
-    assert result.count == 0 and np.isnan(result.top1) and np.isnan(result.loss)
+    assert result.count == 0
+    assert np.isnan(result.top1)
+    assert np.isnan(result.loss)
 
 
 def _reduce_in_process(rank: int, path: str, results: str) -> None:

@@ -69,7 +69,8 @@ def test_every_image_has_its_row_bad_ones_too(trained: Path, photos: Path, tmp_p
     expected = {"c.png": "red", "a.png": "green", "b.png": "blue", "d.png": "red", "e.png": "green"}
     assert {name: row["class"] for name, row in rows.items()} == expected | {"empty.jpg": "", "cut.jpg": ""}
     assert all(float(rows[name]["probability"]) > 0.9 and not rows[name]["problem"] for name in expected)
-    assert rows["empty.jpg"]["problem"] == "the file is empty" and rows["cut.jpg"]["problem"]
+    assert rows["empty.jpg"]["problem"] == "the file is empty"
+    assert rows["cut.jpg"]["problem"]
 
 
 def test_several_classes_are_written_the_most_probable_first(trained: Path, photos: Path, tmp_path: Path) -> None:
@@ -77,8 +78,10 @@ def test_several_classes_are_written_the_most_probable_first(trained: Path, phot
     run(Options(trained, photos / "a.png", output, top_k=5, loader="torch", num_workers=0, device="cpu"))
     (row,) = rows_of(output)
     probabilities = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
-    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1, abs=1e-3)
-    assert {row["class"], row["class_2"], row["class_3"]} == set(CLASSES) and "class_4" not in row
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+    assert {row["class"], row["class_2"], row["class_3"]} == set(CLASSES)
+    assert "class_4" not in row
 
 
 def test_a_trained_architecture_is_used_through_the_file_alone(

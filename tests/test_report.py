@@ -124,13 +124,15 @@ def test_the_report_holds_everything_and_asks_for_nothing(tmp_path: Path) -> Non
     page = Page(path)
     assert path.stat().st_size < 2_000_000
     assert all(reference.startswith("data:image/jpeg;base64,") for reference in page.references)
-    assert len(page.references) == 5 and "no longer there" in page.words
+    assert len(page.references) == 5
+    assert "no longer there" in page.words
     for expected in (
         "resnet10t on <birds> & fish", "The model is the limit", "88.00 %", "96 px", "128 px", "4 min 30 s",
         "What is taken for what", "class 7", "the file is empty", "num_workers", "A processor, 2 cores",
     ):  # fmt: skip
         assert expected in page.words, expected
-    assert "<script>alert" not in path.read_text() and "http" not in path.read_text()
+    assert "<script>alert" not in path.read_text()
+    assert "http" not in path.read_text()
 
 
 @pytest.mark.parametrize(("num_classes", "cells"), [(2, 4), (30, 900), (1000, 400)])
@@ -176,7 +178,9 @@ def test_one_epoch_without_validation(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (run / "result.json").write_text('{"finished": false, "reason": "SIGTERM was received"}')
     words = Page(write_report(run)).words
-    assert "no validation" in words and "1 of 6 epochs: SIGTERM was received" in words and "Top-1 accuracy" not in words
+    assert "no validation" in words
+    assert "1 of 6 epochs: SIGTERM was received" in words
+    assert "Top-1 accuracy" not in words
 
 
 def test_gpu_figures_appear_where_they_were_measured(tmp_path: Path) -> None:
@@ -185,7 +189,9 @@ def test_gpu_figures_appear_where_they_were_measured(tmp_path: Path) -> None:
     lines = [epoch_record(n, gpu_utilization=96.0, power_w=300.0, joules=36_000.0) for n in range(6)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = Page(write_report(run)).words
-    assert "60 Wh" in words and "mean 300 W" in words and "GPU power" in words
+    assert "60 Wh" in words
+    assert "mean 300 W" in words
+    assert "GPU power" in words
 
 
 def test_steps_are_drawn_between_the_epochs_they_belong_to(tmp_path: Path) -> None:
@@ -213,7 +219,8 @@ def test_samples_are_confident_errors_and_right_ones_of_all_classes() -> None:
     probabilities = np.linspace(0.9, 0.1, 100)
     chosen = choose_samples(labels, predicted, probabilities, count=12)
     assert chosen[:6].tolist() == [0, 1, 2, 3, 4, 5]
-    assert sorted(set(labels[chosen[6:]])) == [0, 1, 2, 3] and (predicted == labels)[chosen[6:]].all()
+    assert sorted(set(labels[chosen[6:]])) == [0, 1, 2, 3]
+    assert (predicted == labels)[chosen[6:]].all()
     assert len(choose_samples(labels, labels, probabilities)) == 24
     assert len(choose_samples(labels[:0], labels[:0], probabilities[:0])) == 0
     assert len(choose_samples(labels[:5], labels[:5] + 1, probabilities[:5])) == 5
@@ -226,7 +233,9 @@ def test_charts_leave_out_what_was_not_measured() -> None:
         [Band(0, 2, "64 px"), Band(2, 3, "96 px")],
         title="x",
     )
-    assert chart.count("<circle") == 5 and "64 px" in chart and "nan" not in chart
+    assert chart.count("<circle") == 5
+    assert "64 px" in chart
+    assert "nan" not in chart
     heights = [float(y) for y in re.findall(r'class="label" x="[\d.]+" y="([\d.]+)"', chart)]
     assert heights[1] - heights[0] >= 12.9  # equal values, yet no label covers the other
 
@@ -234,8 +243,10 @@ def test_charts_leave_out_what_was_not_measured() -> None:
 @pytest.mark.parametrize("span", [(0, 1), (0, 0), (5, 5), (-3, 12), (0.001, 0.0013), (0, 123456), (88.1, 99.7)])
 def test_ticks_are_few_round_and_span_the_values(span: tuple[float, float]) -> None:
     found = ticks(*span)
-    assert 2 <= len(found) <= 7 and found == sorted(found)
-    assert found[0] <= span[0] and found[-1] >= span[1]
+    assert 2 <= len(found) <= 7
+    assert found == sorted(found)
+    assert found[0] <= span[0]
+    assert found[-1] >= span[1]
 
 
 def test_numbers_and_times_are_written_for_people() -> None:

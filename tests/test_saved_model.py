@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import engine.export
+import engine.predict
 from engine.export import ExportError, export_onnx
 from engine.model import create_model
 from engine.saved_model import SavedModel, SavedModelError, load_model, read_metadata, save_model
@@ -39,11 +41,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, model: nn.Module) -> No
     save_model(tmp_path / "model.safetensors", model.to(memory_format=torch.channels_last), SAVED)
     for path in (tmp_path, tmp_path / "model.safetensors"):
         loaded, saved = load_model(path)
-        assert saved == SAVED and not loaded.training
+        assert saved == SAVED
+        assert not loaded.training
         for (name, expected), (other, actual) in zip(
             model.state_dict().items(), loaded.state_dict().items(), strict=True
         ):
-            assert name == other and torch.equal(expected, actual)
+            assert name == other
+            assert torch.equal(expected, actual)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -62,7 +66,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, model: nn.Module, mon
     monkeypatch.setattr("safetensors.torch.save_model", fail)
     with pytest.raises(OSError, match="no space"):
         save_model(path, model, SAVED)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_wrapped_model_is_refused(tmp_path: Path, model: nn.Module) -> None:
@@ -119,9 +124,15 @@ def test_a_missing_package_is_named_with_the_extra(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["engine.export", "engine.predict"])
-def test_errors_are_one_line_and_code_2(tmp_path: Path, module: str) -> None:
-    arguments = [str(tmp_path / "nowhere")] + ([str(tmp_path)] if module == "engine.predict" else [])
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: there is no ") and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("main", [engine.export.main, engine.predict.main])
+def test_errors_are_one_line_and_code_2(
+    tmp_path: Path, main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(tmp_path / "nowhere"), str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["program", *(folders if main is engine.predict.main else folders[:1])])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    message = capsys.readouterr().err
+    assert ending.value.code == 2
+    assert message.startswith("error: there is no ")
+    assert message.count("\n") == 1

@@ -114,7 +114,8 @@ def test_the_environment_is_plain_and_complete(monkeypatch: pytest.MonkeyPatch) 
     assert record["argv"] == ["train", "--epochs", "3"]
     assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["packages"]["pillow"].startswith(("Pillow", "pillow-simd"))
-    assert record["usable_cores"] > 0 and None not in record.values()
+    assert record["usable_cores"] > 0
+    assert None not in record.values()
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
