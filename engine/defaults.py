@@ -12,7 +12,7 @@ import torch
 
 from engine.config import Config
 from engine.distributed import Process
-from engine.model import auto_model
+from engine.model import auto_model, create_model, has_depthwise_convolutions
 from engine.optim import default_lr
 from engine.precision import resolve_amp
 from loaders.cores import usable_cores
@@ -49,8 +49,7 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     model = config.model.model
     if model == "auto":
         model = auto_model(max(resolutions), device)
-        logger.info("Model: %s", model)
-    precision = resolve_amp(config.model.amp, device)
+    precision = resolve_amp(config.model.amp, device, depthwise=_is_depthwise(model, len(train.classes)))
     logger.info("Precision: %s", precision.reason)
     amp: Literal["off", "bf16", "fp16"] = "off"
     if precision.dtype is not None:
@@ -67,10 +66,14 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         model=replace(config.model, model=model, amp=amp),
         optimizer=replace(optimizer, lr=lr, weight_decay=decay, warmup_epochs=warmup),
         # A configuration that is written down and given back begins a run of its own.
-        run=replace(
-            config.run, device=device.type, threads=config.run.threads or max(1, int(cores)), resume=None
-        ),
+        run=replace(config.run, device=device.type, threads=config.run.threads or max(1, int(cores)), resume=None),
     )
+
+
+def _is_depthwise(model: str, num_classes: int) -> bool:
+    """Say whether an architecture has depthwise convolutions, without giving it memory."""
+    with torch.device("meta"):
+        return has_depthwise_convolutions(create_model(model, num_classes))
 
 
 def resolution_ladder(train: ImageDataset, device: torch.device) -> tuple[int, ...]:
@@ -103,7 +106,7 @@ def default_loader(device: torch.device) -> tuple[Literal["torch", "dali"], str]
 
 
 def default_warmup(schedule: str, epochs: int) -> float:
-    """Return epochs of warm-up: a third of a one-cycle run's rise and fall, a twentieth of others."""
+    """Return epochs of warm-up: 30 % of a one-cycle run, 5 % of others and at most five epochs."""
     return 0.3 * epochs if schedule == "one-cycle" else min(5.0, 0.05 * epochs)
 
 

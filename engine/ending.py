@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.checkpoint import load_checkpoint
+from engine.curves import find_stages
 from engine.metrics import EvaluationResult, write_class_counts_csv, write_confusion_csv, write_per_class_csv
-from engine.report import write_report
+from engine.report import duration, write_report
 from engine.samples import write_predictions
 from engine.trainer import BEST, Ending, Trainer
 from engine.verdict import verdict
@@ -35,6 +36,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
         cores=usable_cores(trainer.process.local_world),
         device=trainer.process.device.type,
         loader=options.loader.loader,
+        world_size=trainer.process.world,
     )
     run.write_json(
         "result.json",
@@ -86,31 +88,28 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
     table = Table(title=None, header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("epochs", "size", "batch", "train loss", "top-1", "images/s", "waiting for data", "time"):
         table.add_column(name, justify="right")
-    for rows in _by_stage(records):
-        seconds = sum(row["seconds"] for row in rows)
-        training = sum(row["train_seconds"] for row in rows)
-        images = sum(row["images_per_second"] * row["train_seconds"] for row in rows)
-        waited = sum(row["data_wait_seconds"] for row in rows)
-        first, last = rows[0]["epoch"] + 1, rows[-1]["epoch"] + 1
+    for stage in find_stages(records):
+        spent, final = stage.spent, stage.epochs[-1]
+        first, last = stage.epochs[0]["epoch"] + 1, final["epoch"] + 1
         table.add_row(
             f"{first}-{last}" if last > first else str(first),
-            f"{rows[0]['resolution']} px",
-            str(rows[0]["batch_size"]),
-            _number(rows[-1].get("train_loss"), ".3f"),
-            _number(rows[-1].get("top1"), ".2f", " %"),
-            f"{images / training:.0f}",
-            f"{waited / training:.0%}",
-            _duration(seconds),
+            f"{stage.resolution} px",
+            str(stage.batch_size),
+            _number(final.get("train_loss"), ".3f"),
+            _number(final.get("top1"), ".2f", " %"),
+            _number(stage.images_per_second, ".0f"),
+            f"{spent.data_wait / spent.training:.0%}" if spent.training else "",
+            duration(spent.total),
         )
     console.print()
     console.print(table)
     best = trainer.position.best
     if best is not None:
         console.print(
-            f"\nBest top-1: [bold]{best:.2f} %[/bold] in {_duration(trainer.deadline.elapsed)}; {ending.reason}."
+            f"\nBest top-1: [bold]{best:.2f} %[/bold] in {duration(trainer.deadline.elapsed)}; {ending.reason}."
         )
     else:
-        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {_duration(trainer.deadline.elapsed)}.")
+        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {duration(trainer.deadline.elapsed)}.")
     sizes = trainer.run.file("resolutions.json") if trainer.run else None
     if sizes is not None and sizes.exists():
         shown = ", ".join(f"{row['top1']:.2f} % at {row['resolution']} px" for row in json.loads(sizes.read_text()))
@@ -123,23 +122,6 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
     console.print(f"Report: {report}", soft_wrap=True)
 
 
-def _by_stage(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    stages: list[list[dict[str, Any]]] = []
-    for record in records:
-        if not stages or stages[-1][0]["stage"] != record["stage"]:
-            stages.append([])
-        stages[-1].append(record)
-    return stages
-
-
 def _number(value: float | None, form: str, unit: str = "") -> str:
     """Format a number that may be missing, or was not finite."""
     return "" if value is None else f"{value:{form}}{unit}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

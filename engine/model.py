@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.weights import ModelError, load_weights, read_state_dict
+from kernels.device import Color
 
 logger = logging.getLogger("headrace")
 
@@ -277,7 +278,8 @@ def model_summary(model: nn.Module, resolution: int) -> ModelSummary:
     )
 
 
-def pretrained_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pretrained_statistics(model: nn.Module) -> tuple[Color, Color]:
     """Return the mean and standard deviation, in 0..1, that the model's published weights expect; else ImageNet's."""
     config = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
+    mean, std = config.get("mean") or IMAGENET_DEFAULT_MEAN, config.get("std") or IMAGENET_DEFAULT_STD
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -97,10 +97,11 @@ class RunDirectory:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
 
     def _drop_records(self, epochs: int, steps: int) -> None:
-        kept = []
-        for line in read_records(self.file("metrics.jsonl")):
-            if (line["kind"] == "epoch" and line["epoch"] < epochs) or (line["kind"] == "step" and line["step"] <= steps):
-                kept.append(line)
+        kept = [
+            line
+            for line in read_records(self.file("metrics.jsonl"))
+            if (line["epoch"] < epochs if line["kind"] == "epoch" else line["step"] <= steps)
+        ]
         self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self.file("summary.csv").unlink(missing_ok=True)
         for line in kept:

@@ -14,7 +14,7 @@ from engine.distributed import Process
 from engine.freezing import freeze
 from engine.learner import Learner, LossOptions, StepOptions
 from engine.losses import class_weights
-from engine.model import create_model, pretrained_statistics
+from engine.model import create_model, model_summary, pretrained_statistics
 from engine.optim import create_optimizer, parameter_groups
 from engine.precision import resolve_amp
 from kernels.random import Stream, permutation
@@ -28,8 +28,8 @@ logger = logging.getLogger("headrace")
 class Normalization:
     """Mean and standard deviation of red, green and blue, for pixels in 0..1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def limit(data: ImageData, limit_train: int, limit_val: int, seed: int) -> ImageData:
@@ -96,6 +96,13 @@ def create_learner(config: Config, data: ImageData, process: Process) -> tuple[L
         drop_path=options.drop_path or None,
         **model_arguments(config),
     )
+    sizes = {*config.resolution.resolutions, config.resolution.val_resolution, *config.resolution.final_resolutions}
+    for size in sorted(sizes):  # a size that the architecture refuses shows now, not when its stage begins
+        summary = model_summary(model, size)
+    logger.info(
+        "Model: %s, %.1f million parameters, %.2f GFLOPs for an image of %d px",
+        options.model, summary.parameters / 1e6, summary.forward_flops / 1e9, max(sizes),
+    )  # fmt: skip
     normalization = Normalization(*pretrained_statistics(model))
     frozen = freeze(model, options.freeze)
     if frozen:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loaders.transfer import DeviceBatch, Transfer
 from tqdm import tqdm
 
 from engine.checkpoint import Position, load_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -33,6 +32,7 @@ from loaders.bad_samples import BadSamples
 from loaders.contract import Loader
 from loaders.dataset import ImageData
 from loaders.plan import EpochPlan, View
+from loaders.transfer import DeviceBatch, Transfer
 
 BEST = "best.pt"
 MODEL = "model.safetensors"

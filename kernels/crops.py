@@ -18,7 +18,7 @@ _CROP = int(Stream.CROP)
 
 @njit(cache=True, nogil=True)
 def _fill_random_resized(
-    seed: int,
+    seed: np.uint64,
     epoch: int,
     keys: np.ndarray,
     widths: np.ndarray,
@@ -89,8 +89,10 @@ def random_resized_windows(
         np.ascontiguousarray(keys, np.uint64),
         np.ascontiguousarray(widths, np.int64),
         np.ascontiguousarray(heights, np.int64),
-        *map(float, scale),
-        *map(float, ratio),
+        float(scale[0]),
+        float(scale[1]),
+        float(ratio[0]),
+        float(ratio[1]),
         out,
     )
     return out

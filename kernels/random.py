@@ -42,7 +42,9 @@ class Stream(IntEnum):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def philox(seed: int, epoch: int, key: int, stream: int, block: int) -> tuple[int, int, int, int]:
+def philox(
+    seed: np.uint64 | int, epoch: int, key: np.uint64 | int, stream: int, block: int
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """Return four independent 32-bit words (as uint64) for one counter value.
 
     The key of the generator is the 64-bit ``seed``; the counter is ``key`` (64 bits), ``epoch`` (32 bits) and
@@ -69,7 +71,7 @@ def philox(seed: int, epoch: int, key: int, stream: int, block: int) -> tuple[in
 
 
 @njit(cache=True, nogil=True)
-def _fill_uniform(seed: int, epoch: int, keys: np.ndarray, stream: int, out: np.ndarray) -> None:
+def _fill_uniform(seed: np.uint64, epoch: int, keys: np.ndarray, stream: int, out: np.ndarray) -> None:
     columns = out.shape[1]
     for row in range(keys.shape[0]):
         for block in range((columns + 3) // 4):
@@ -94,7 +96,7 @@ def uniform(seed: int, epoch: int, keys: np.ndarray, stream: Stream, count: int)
 
 
 @njit(cache=True, nogil=True)
-def _fill_words(seed: int, epoch: int, keys: np.ndarray, stream: int, block: int, out: np.ndarray) -> None:
+def _fill_words(seed: np.uint64, epoch: int, keys: np.ndarray, stream: int, block: int, out: np.ndarray) -> None:
     for row in range(keys.shape[0]):
         high, low, _, _ = philox(seed, epoch, keys[row], stream, block)
         out[row] = (high << _SHIFT) | low

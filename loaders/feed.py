@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
+from kernels.device import Color
 from loaders.augment import PRESETS, Augmentation
 from loaders.bad_samples import BadSamples, Policy
 from loaders.cores import usable_cores
@@ -57,8 +58,8 @@ class ImageLoader:
         loader: str = "torch",
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
+        mean: Color = IMAGENET_MEAN,
+        std: Color = IMAGENET_STD,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         drop_last: bool = False,

@@ -88,8 +88,8 @@ def decode(path: str | Path) -> Image.Image:
         PixelError: Pillow refuses the file.
     """
     with open_image(path) as image:
-        orientation = orientation_of(image)
-        return upright(to_rgb(_loaded(image)), orientation)
+        loaded = _loaded(image)  # first: a PNG's orientation may stand behind its pixels, and Pillow reads up to it
+        return upright(to_rgb(loaded), orientation_of(image))
 
 
 def load_window(
