@@ -93,7 +93,7 @@ class DaliLoader(Loader):
         return f"dali: DALI {self._version} {place}{self._num_threads} threads"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
-        number = next(i for i, dataset in enumerate(self.datasets) if dataset is plan.dataset)
+        number = self.datasets.index(plan.dataset)
         self._end_epoch()
         share = -(-plan.view.batch_size // plan.world)
         if share > self._max_batch_size:

@@ -111,7 +111,7 @@ def _choose_colors(draws: np.ndarray) -> np.ndarray:
     """Return float64 (4, 3): two colors of the background and two of the surface, which stands out from it."""
     background = 30 + 80 * draws[0]
     step = 60 + 50 * draws[1]
-    contrast = 24 + 22 * draws[2]
+    contrast = 28 + 24 * draws[2]
     luminance = np.array([background, background + 40 * (draws[3] - 0.5), 0, 0])
     luminance[2:] = background + step
     tints = 70 * (draws[4:16].reshape(4, 3) - 0.5)
@@ -136,7 +136,7 @@ def _draw(
     turn = 0.9 * (draws[3] - 0.5)
     cos_turn, sin_turn = math.cos(turn), math.sin(turn)
     angle = math.pi * draws[4]
-    frequency = 2 * math.pi * (17 + 4 * draws[5])
+    frequency = 2 * math.pi * (16 + 3.5 * draws[5])
     if pattern == _CHECKED:  # whose waves run along the diagonals of its squares
         frequency /= math.sqrt(2)
     wave_x, wave_y = frequency * math.cos(angle), frequency * math.sin(angle)
@@ -144,7 +144,7 @@ def _draw(
     slope_x, slope_y = 10 * (draws[8] - 0.5), 10 * (draws[9] - 0.5)
     slope_phase = 2 * math.pi * draws[10]
     light_x, light_y = 40 * (draws[11] - 0.5), 40 * (draws[12] - 0.5)
-    grain = (3 + 10 * draws[13]) / 255
+    grain = (3 + 9 * draws[13]) / 255
     words = philox(_SEED, split, index, _STREAM, 1 << 15)
     for row in range(height):
         for column in range(width):

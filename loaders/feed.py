@@ -27,7 +27,8 @@ class ImageLoader:
 
     Each iteration yields ``(images, targets)``: images (n, 3, resolution, resolution), normalized, channels_last, on
     the device; targets int64 (n,) class numbers or, where mixup or CutMix is on, float32 (n, num_classes) shares.
-    Every iteration is an epoch of its own, drawn anew; ``set_epoch`` chooses one, as with torch's DistributedSampler.
+    Every iteration is an epoch of its own, drawn anew, also after one that was left early; ``set_epoch`` chooses one, as
+    with torch's DistributedSampler.
     Resolution and batch size may be set between epochs at no cost.
 
     Args:
@@ -78,14 +79,14 @@ class ImageLoader:
         self.drop_last = drop_last
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
         self.world = world if world is not None else dist.get_world_size() if distributed else 1
-        self.epoch = 0
-        self.next_batch = 0
+        self._upcoming = (0, 0)  # epoch and batch that the next iteration starts at
+        self._reached = (0, 0)  # epoch and batch after the one last yielded
         self.bad_samples = BadSamples(on_bad_sample, max_bad_fraction)
         workers = max(1, int(usable_cores())) if num_workers is None else num_workers
         self._loader = create_loader(loader, (dataset,), workers, self.bad_samples, device)
         self._transfer = Transfer(torch.device(device), mean, std, dtype=dtype)
 
-    def _plan(self) -> EpochPlan:
+    def _plan(self, epoch: int, start_batch: int) -> EpochPlan:
         if self.train:
             options = self.augmentation
             view = View(
@@ -99,23 +100,25 @@ class ImageLoader:
             )
         else:
             view = View.evaluation(self.resolution, self.batch_size)
-        return EpochPlan(self.dataset, self.epoch, view, self.seed, self.rank, self.world, self.next_batch)
+        return EpochPlan(self.dataset, epoch, view, self.seed, self.rank, self.world, start_batch)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return self._plan().num_batches
+        return self._plan(0, 0).num_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration goes through, from its start."""
-        self.epoch, self.next_batch = epoch, 0
+        self._upcoming = self._reached = (epoch, 0)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        plan = self._plan()
+        epoch, start_batch = self._upcoming
+        self._reached, self._upcoming = self._upcoming, (epoch + 1, 0)
+        plan = self._plan(epoch, start_batch)
         augmentation = self.augmentation if self.train else None
         for batch in self._transfer.batches(self._loader.run(plan), augmentation=augmentation):
-            self.next_batch = batch.plan.step + 1
+            last = batch.plan.step + 1 == plan.num_batches
+            self._reached = (epoch + 1, 0) if last else (epoch, batch.plan.step + 1)
             yield batch.images, self._targets(batch)
-        self.epoch, self.next_batch = plan.epoch + 1, 0
 
     def _targets(self, batch: DeviceBatch) -> torch.Tensor:
         if batch.other_labels is None or batch.weight is None:
@@ -127,8 +130,8 @@ class ImageLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return where the iteration stands: the batch after the one last yielded."""
         return {
-            "epoch": self.epoch,
-            "next_batch": self.next_batch,
+            "epoch": self._reached[0],
+            "next_batch": self._reached[1],
             "resolution": self.resolution,
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -143,7 +146,7 @@ class ImageLoader:
         """
         if state["data"] != self.dataset.fingerprint:
             raise ValueError(f"the state is of other data than {self.dataset.name}: images, labels or sizes differ")
-        self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+        self._upcoming = self._reached = (state["epoch"], state["next_batch"])
         self.resolution, self.batch_size, self.seed = state["resolution"], state["batch_size"], state["seed"]
 
     def close(self) -> None:

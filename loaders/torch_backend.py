@@ -183,7 +183,7 @@ class TorchLoader(Loader):
         for _ in range(len(plan)):
             if current != self._runs or self._batches is None:
                 raise RuntimeError("this epoch has ended: the loader was closed or another epoch was started")
-            answer = next(self._batches)
+            answer = self._next_answer(self._batches)
             if answer.bad:
                 self.bad_samples.record(plan.dataset, answer.bad)
             yield Batch(
@@ -193,6 +193,14 @@ class TorchLoader(Loader):
                 answer.keys,
                 answer.plan,
             )
+
+    def _next_answer(self, batches: Iterator[_Answer]) -> _Answer:
+        try:
+            return next(batches)
+        except (ConnectionError, EOFError) as error:  # it died while its shared memory was being handed over
+            raise RuntimeError(
+                "a worker process was killed, perhaps by the system for want of memory: lower --num-workers"
+            ) from error
 
     def _start(self, plan: EpochPlan) -> DataLoader[Any]:
         size = plan.view.resolution

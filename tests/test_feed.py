@@ -1,0 +1,87 @@
+"""The loaders in one's own loop: epochs, sizes, shares, and going on where one stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loaders import ImageLoader
+from loaders.dataset import ImageDataset
+from tests.images import dataset_of, photos
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    return dataset_of(photos(tmp_path_factory.mktemp("photos"), 26))
+
+
+def test_epochs_differ_and_repeat_by_number(dataset: ImageDataset) -> None:
+    with ImageLoader(dataset, resolution=24, batch_size=8, num_workers=1) as loader:
+        assert len(loader) == 4
+        first, second = list(loader), list(loader)
+        loader.set_epoch(0)
+        again = list(loader)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], second[0][0])
+    images, labels = first[0]
+    assert images.shape == (8, 3, 24, 24)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype == torch.int64
+    assert abs(float(images.mean())) < 2
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_going_on_in_the_middle_of_an_epoch(dataset: ImageDataset, backend: str) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    options = {"resolution": 24, "batch_size": 4, "num_workers": 1, "augment": "strong", "loader": backend}
+    with ImageLoader(dataset, **options) as loader:  # type: ignore[arg-type]
+        whole = [list(loader) for _ in range(2)]
+    with ImageLoader(dataset, **options) as loader:  # type: ignore[arg-type]
+        list(loader)
+        for number, _ in enumerate(loader):
+            if number == 2:
+                state = loader.state_dict()
+                break
+    with ImageLoader(dataset, **options) as loader:  # type: ignore[arg-type]
+        loader.load_state_dict(state)
+        rest = list(loader)
+    assert len(rest) == 4
+    assert all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(rest, whole[1][3:], strict=True)
+    )
+
+
+def test_size_and_batch_change_between_epochs(dataset: ImageDataset) -> None:
+    with ImageLoader(dataset, resolution=24, batch_size=8, num_workers=1) as loader:
+        list(loader)
+        loader.resolution, loader.batch_size = 40, 13
+        assert [tuple(images.shape) for images, _ in loader] == [(13, 3, 40, 40)] * 2
+
+
+def test_mixed_targets_are_shares(dataset: ImageDataset) -> None:
+    with ImageLoader(dataset, resolution=24, batch_size=26, num_workers=0, augment="strong") as loader:
+        _, targets = next(iter(loader))
+    assert targets.shape == (26, len(dataset.classes))
+    torch.testing.assert_close(targets.sum(1), torch.ones(26))
+
+
+def test_evaluation_is_in_order_and_repeats(dataset: ImageDataset) -> None:
+    with ImageLoader(dataset, resolution=24, batch_size=8, train=False, num_workers=1) as loader:
+        labels = torch.cat([labels for _, labels in loader])
+        images = next(iter(loader))[0]
+        again = next(iter(loader))[0]
+    assert torch.equal(labels, torch.from_numpy(dataset.labels))
+    assert torch.equal(images, again)
+
+
+def test_a_state_of_other_data_is_refused(dataset: ImageDataset, tmp_path: Path) -> None:
+    other = dataset_of(photos(tmp_path, 3))
+    with (
+        ImageLoader(dataset, resolution=24, num_workers=0) as one,
+        ImageLoader(other, resolution=24, num_workers=0) as two,
+        pytest.raises(ValueError, match="other data"),
+    ):
+        two.load_state_dict(one.state_dict())
