@@ -20,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/memory.py`
@@ -31,6 +29,7 @@ from bench.measure import write_records
 from bench.options import add_device, command_line, listed, not_negative, positive
 from bench.peers import MEAN, STD
 from bench.resources import describe_machine, tree_resident_mb
+from bench.tables import Sheet
 from loaders.bad_samples import BadSamples
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -105,16 +104,15 @@ def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Cour
             ).result()
 
 
-def table(observed: Sequence[Course]) -> Table:
-    """Return the courses for the terminal, one column each."""
-    shown = Table(title="Resident memory after each epoch, MB", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("epoch", "px", *(course.loader for course in observed)):
-        shown.add_column(heading, justify="right")
-    for epoch, resolution in enumerate(observed[0].resolutions):
-        shown.add_row(str(epoch + 1), str(resolution), *(f"{course.resident_mb[epoch]:.0f}" for course in observed))
-    shown.add_section()
-    shown.add_row("growth", "", *(f"{course.growth_mb:+.0f}" for course in observed))
-    return shown
+def sheets(observed: Sequence[Course]) -> list[Sheet]:
+    """Return the table of the courses, a column each."""
+    rows = [
+        [str(epoch + 1), str(resolution), *(f"{course.resident_mb[epoch]:.0f}" for course in observed)]
+        for epoch, resolution in enumerate(observed[0].resolutions)
+    ]
+    rows.append(["growth", "", *(f"{course.growth_mb:+.0f}" for course in observed)])
+    headings = ("epoch", "px", *(course.loader for course in observed))
+    return [Sheet("Resident memory after each epoch, MB", headings, rows)]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -133,24 +131,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(options: argparse.Namespace) -> list[Course]:
+    """Observe what the command line asks for and write the JSON file.
+
+    Raises:
+        DataError: there are no data.
+    """
+    dataset = open_data(options.data).train
+    dataset = dataset.select(np.arange(min(options.images, len(dataset))))
+    observed = list(courses(dataset, options))
+    if options.json:
+        machine = describe_machine()
+        records = [asdict(course) | {"growth_mb": course.growth_mb, "machine": machine} for course in observed]
+        write_records(options.json, records)
+    return observed
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Observe, print the table, write the JSON; return the exit code."""
     options = parse(argv)
     try:
-        dataset = open_data(options.data).train
-        dataset = dataset.select(np.arange(min(options.images, len(dataset))))
-        observed = list(courses(dataset, options))
+        observed = run(options)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    machine = describe_machine()
-    if options.json:
-        records = [asdict(course) | {"growth_mb": course.growth_mb, "machine": machine} for course in observed]
-        write_records(options.json, records)
-    Console().print(table(observed), machine, sep="\n", highlight=False)
+    Console().print(*(sheet.terminal() for sheet in sheets(observed)), describe_machine(), sep="\n", highlight=False)
     return 0
 
 

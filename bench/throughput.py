@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,9 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/throughput.py`
 
@@ -42,6 +40,7 @@ from bench.measure import (
 from bench.options import add_measuring, command_line, listed, not_negative, positive
 from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work
 from bench.resources import describe_machine
+from bench.tables import Sheet
 from loaders.bad_samples import BadSamples
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -52,6 +51,7 @@ from loaders.transfer import Transfer
 
 MIN_EPOCH_IMAGES = 50_000
 COMPARED_WITH = {"torch": "peer:torchvision", "dali": "peer:dali"}
+HEADINGS = ("loader", "workers", "images/s", "ratio", "cpu-ms", "MB", "first s", "others")
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
@@ -141,28 +141,22 @@ def long_epoch(dataset: ImageDataset) -> ImageDataset:
     return dataset if repeats == 1 and not dataset.problems else dataset.select(np.tile(good, repeats))
 
 
-def tables(results: Sequence[Result]) -> Iterator[Table]:
-    """Yield a table for each output and resolution: fewest workers first, then the fastest loader."""
+def sheets(results: Sequence[Result]) -> list[Sheet]:
+    """Return a table for each output and resolution: fewest workers first, then the fastest loader."""
     order = sorted(
         results,
         key=lambda r: (r.work.output, r.work.resolution, r.work.num_workers, -r.measurement.images_per_second.median),
     )
-    for (output, resolution), group in itertools.groupby(order, key=lambda r: (r.work.output, r.work.resolution)):
-        shown = Table(title=f"{output}, {resolution} px", title_justify="left", box=box.SIMPLE_HEAD)
-        shown.add_column("loader")
-        for heading in ("workers", "images/s", "ratio", "cpu-ms", "MB", "first s", "others"):
-            shown.add_column(heading, justify="right", no_wrap=True)
-        for _, of_work in itertools.groupby(group, key=lambda r: r.work):
-            for result in of_work:
-                shown.add_row(*row(result))
-            shown.add_section()
-        yield shown
+    return [
+        Sheet(f"{output}, {resolution} px", HEADINGS, [row(result) for result in group])
+        for (output, resolution), group in itertools.groupby(order, key=lambda r: (r.work.output, r.work.resolution))
+    ]
 
 
 def row(result: Result) -> list[str]:
     """Return a result's row of its table."""
     measured, ratio = result.measurement, result.ratio
-    rate, others = measured.images_per_second, f"{measured.foreign_cpu.max:.0%}"
+    rate = measured.images_per_second
     return [
         result.loader,
         str(result.work.num_workers),
@@ -171,27 +165,31 @@ def row(result: Result) -> list[str]:
         f"{measured.cpu_ms_per_image:.2f}",
         f"{measured.peak_rss_mb:.0f}",
         f"{measured.seconds_to_first_batch:.1f}",
-        f"[red]{others}[/red]" if measured.disturbed_rounds else others,
+        f"{measured.foreign_cpu.max:.0%}" + "*" * (measured.disturbed_rounds > 0),
     ]
 
 
-def notes(results: Sequence[Result]) -> str:
-    """Return what a reader of the tables has to know."""
-    pairs = ", ".join(f"{name} to {peer}" for name, peer in COMPARED_WITH.items())
-    lines = [
-        "images/s: median (smallest-largest) over the rounds.",
-        f"ratio: {pairs}; of the medians (smallest-largest within a round).",
-        "cpu-ms: of all processes, per image. MB: peak resident memory. first s: from opening to the first batch.",
-        "others: largest share of the machine's CPU time that went to other processes in a round.",
-    ]
+def disturbance(results: Sequence[Result]) -> str:
+    """Return a sentence on the rounds in which other processes took the CPU; empty where there were none."""
     disturbed = sum(result.measurement.disturbed_rounds for result in results)
-    if disturbed:
-        total = sum(len(result.measurement.rounds) for result in results)
-        lines.append(
-            f"In {disturbed} of {total} turns others took more than {FOREIGN_CPU_LIMIT:.0%}: "
-            "the rates are too low there; ratios and cpu-ms hold better."
-        )
-    return "\n".join(lines)
+    if not disturbed:
+        return ""
+    total = sum(len(result.measurement.rounds) for result in results)
+    return (
+        f"*: in {disturbed} of {total} turns other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine: "
+        "the rates are too low there; ratios and cpu-ms hold better."
+    )
+
+
+def legend() -> str:
+    """Return what the columns of the tables mean."""
+    pairs = ", ".join(f"{name} to {peer}" for name, peer in COMPARED_WITH.items())
+    return (
+        "images/s: median (smallest-largest) over the rounds.\n"
+        f"ratio: {pairs}; of the medians (smallest-largest within a round).\n"
+        "cpu-ms: of all processes, per image. MB: peak resident memory. first s: from opening to the first batch.\n"
+        "others: largest share of the machine's CPU time that went to other processes in a round."
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -220,32 +218,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; return the exit code."""
-    options = parse(argv)
+def run(options: argparse.Namespace) -> list[Result]:
+    """Measure what the command line asks for, writing the JSON file as results come in.
+
+    Raises:
+        DataError: there are no data.
+        CellError: a loader failed.
+    """
+    dataset = long_epoch(open_data(options.data).train)
+    works = [
+        Work(dataset, resolution, options.batch_size, num_workers, output, options.device)
+        for output in options.output
+        for resolution in options.resolutions
+        for num_workers in options.num_workers
+    ]
     machine = describe_machine()
+
+    def save(results: list[Result]) -> None:
+        if options.json:
+            write_records(options.json, [result.record(machine) for result in results])
+
+    return compare(options.loaders, works, options.rounds, options.seconds, save)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write the JSON; return the exit code."""
+    options = parse(argv)
     try:
-        dataset = long_epoch(open_data(options.data).train)
-        works = [
-            Work(dataset, resolution, options.batch_size, num_workers, output, options.device)
-            for output in options.output
-            for resolution in options.resolutions
-            for num_workers in options.num_workers
-        ]
-
-        def save(results: list[Result]) -> None:
-            if options.json:
-                write_records(options.json, [result.record(machine) for result in results])
-
-        results = compare(options.loaders, works, options.rounds, options.seconds, save)
+        results = run(options)
     except (DataError, CellError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped" + (f"; finished runs are in {options.json}" if options.json else ""), file=sys.stderr)
+        print("stopped" + (f"; finished tables are in {options.json}" if options.json else ""), file=sys.stderr)
         return 130
-    console = Console()
-    console.print(*tables(results), notes(results), machine, sep="\n", highlight=False)
+    tables = [sheet.terminal() for sheet in sheets(results)]
+    Console().print(*tables, legend(), disturbance(results), describe_machine(), sep="\n", highlight=False)
     return 0
 
 

@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
@@ -32,6 +30,7 @@ from bench.measure import Batches, Cell, CellError, Measurement, Ratio, measure,
 from bench.options import add_measuring, command_line, listed, positive
 from bench.peers import MEAN, STD
 from bench.resources import describe_machine
+from bench.tables import Sheet
 from engine.checkpoint import Position
 from engine.distributed import process
 from engine.learner import Learner, LossOptions, StepOptions
@@ -139,6 +138,7 @@ def _dataset(count: int) -> ImageDataset:
     )
 
 
+HEADINGS = ("model", "px", "loop", "images/s", "engine / bare", "cpu-ms", "others")
 LOOPS = {"bare": bare_loop, "engine": engine_loop}
 
 
@@ -171,25 +171,24 @@ def compare(work: Work, rounds: int, seconds: float) -> list[Result]:
     return [Result("bare", work, bare, None), Result("engine", work, engine, Ratio.between(engine, bare))]
 
 
-def table(results: Sequence[Result]) -> Table:
-    """Return the results for the terminal."""
-    shown = Table(title="Training on synthetic images", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.add_column("model")
-    for heading in ("px", "loop", "images/s", "engine / bare", "cpu-ms", "others"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        measured, ratio = result.measurement, result.ratio
-        rate = measured.images_per_second
-        shown.add_row(
-            result.work.model,
-            str(result.work.resolution),
-            result.loop,
-            f"{rate.median:.1f} ({rate.min:.1f}-{rate.max:.1f})",
-            f"{ratio.of_medians:.3f} ({ratio.min:.3f}-{ratio.max:.3f})" if ratio else "",
-            f"{measured.cpu_ms_per_image:.2f}",
-            f"{measured.foreign_cpu.max:.0%}",
-        )
-    return shown
+def sheets(results: Sequence[Result]) -> list[Sheet]:
+    """Return the table of the results."""
+    return [Sheet("Training on synthetic images", HEADINGS, [row(result) for result in results])]
+
+
+def row(result: Result) -> list[str]:
+    """Return a result's row of the table."""
+    measured, ratio = result.measurement, result.ratio
+    rate = measured.images_per_second
+    return [
+        result.work.model,
+        str(result.work.resolution),
+        result.loop,
+        f"{rate.median:.1f} ({rate.min:.1f}-{rate.max:.1f})",
+        f"{ratio.of_medians:.3f} ({ratio.min:.3f}-{ratio.max:.3f})" if ratio else "",
+        f"{measured.cpu_ms_per_image:.2f}",
+        f"{measured.foreign_cpu.max:.0%}" + "*" * (measured.disturbed_rounds > 0),
+    ]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -204,25 +203,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(options: argparse.Namespace) -> list[Result]:
+    """Measure what the command line asks for, writing the JSON file as results come in.
+
+    Raises:
+        CellError: a loop failed.
+    """
+    machine = describe_machine()
+    results: list[Result] = []
+    for model, resolution in itertools.product(options.models, options.resolutions):
+        work = Work(model, resolution, options.batch_size, options.amp, options.device)
+        results += compare(work, options.rounds, options.seconds)
+        if options.json:
+            write_records(options.json, [result.record(machine) for result in results])
+    return results
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; return the exit code."""
     options = parse(argv)
-    machine = describe_machine()
-    results: list[Result] = []
     try:
-        for model, resolution in itertools.product(options.models, options.resolutions):
-            work = Work(model, resolution, options.batch_size, options.amp, options.device)
-            results += compare(work, options.rounds, options.seconds)
-            if options.json:
-                write_records(options.json, [result.record(machine) for result in results])
+        results = run(options)
     except CellError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    threads = f"{torch.get_num_threads()} threads"
-    Console().print(table(results), f"{machine}, {threads}", sep="\n", highlight=False)
+    Console().print(*(sheet.terminal() for sheet in sheets(results)), describe_machine(), sep="\n", highlight=False)
     return 0
 
 

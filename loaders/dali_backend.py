@@ -143,15 +143,15 @@ class DaliLoader(Loader):
         assert self._pipeline is not None
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         try:
-            images, gains, ends = self._pipeline.share_outputs(cuda_stream=stream)
+            images, gains, tails = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
             self._drop_pipeline()
             self._repair(job, error)
             return None
         self._pipeline.release_outputs()
         self._pipeline.schedule_run()
-        unverified = self._maker.unverified(job, np.asarray(ends.as_tensor()))
-        if len(unverified):
+        unverified = self._maker.unverified(job, np.asarray(tails.as_tensor()))
+        if unverified:
             bad = self._maker.examine(job.number, unverified)
             if bad:
                 self._end_epoch()
@@ -171,7 +171,7 @@ class DaliLoader(Loader):
         Raises:
             RuntimeError: the failure, if no sample is to blame.
         """
-        bad = self._maker.examine(job.number, job.indices)
+        bad = self._maker.examine(job.number, job.indices.tolist())
         if bad:
             self.bad_samples.record(self.datasets[job.number], bad)
             return

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# An edge where less than this share of a line's weight is missing is left to DALI: it moves no pixel by a whole step.
-_NEGLIGIBLE = 0.004
+# Borders are left to DALI where that cannot move the image's pixels by more than this on average (of 255).
+_NEGLIGIBLE = 0.25
 
 _MIRRORED_HORIZONTALLY = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0], np.bool_)  # by EXIF orientation, after the transposition
 _MIRRORED_VERTICALLY = np.array([0, 0, 0, 1, 1, 0, 0, 1, 1], np.bool_)
@@ -78,7 +78,8 @@ def lay_out(
     extent = windows[:, 3:1:-1] * image
     gains = _gains(start, extent, image, resolution)
     gains[flips] = gains[flips][:, [0, 1, 3, 2]]
-    padded = np.any(gains > 1 + _NEGLIGIBLE, axis=1)
+    padded = 255 * (gains - 1).sum(1) > _NEGLIGIBLE * resolution
+    gains[~padded] = 1
 
     mirrored_vertically = _MIRRORED_VERTICALLY[orientations]
     mirrored_horizontally = _MIRRORED_HORIZONTALLY[orientations]

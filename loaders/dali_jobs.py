@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,24 +149,24 @@ class JobMaker:
         dataset = self._datasets[number]
         return BadSample(dataset.name, index, dataset.paths[index], self._bad[number][index])
 
-    def unverified(self, job: Job, ends: np.ndarray) -> np.ndarray:
+    def unverified(self, job: Job, tails: np.ndarray) -> list[int]:
         """Return the indices of the job's JPEGs that do not end as a JPEG should and are not known to be good.
 
         A JPEG is decoded down to the last row of its window only, so DALI does not notice that the rest is missing.
 
         Args:
-            ends: uint8 (n, 4), the first and last two bytes of each file.
+            tails: uint8 (n, 2), the last two bytes of each file.
         """
-        truncated = (ends[:, :2] == (0xFF, 0xD8)).all(1) & (ends[:, 2:] != (0xFF, 0xD9)).any(1)
-        if not truncated.any():
-            return job.indices[:0]
         verified = self._verified[job.number]
-        return np.array([index for index in job.indices[truncated].tolist() if index not in verified], np.int64)
+        suspects = [i for i in job.indices[(tails != (0xFF, 0xD9)).any(1)].tolist() if i not in verified]
+        paths = self._datasets[job.number].paths
+        verified.update(index for index in suspects if not _is_jpeg(paths[index]))
+        return [index for index in suspects if index not in verified]
 
-    def examine(self, number: int, indices: np.ndarray) -> list[BadSample]:
+    def examine(self, number: int, indices: Iterable[int]) -> list[BadSample]:
         """Decode files with Pillow, remember the outcome and return the bad ones."""
         dataset = self._datasets[number]
-        distinct = np.unique(indices).tolist()
+        distinct = sorted(set(indices))
         with ThreadPoolExecutor(self._num_threads) as pool:
             reasons = list(pool.map(lambda index: _reason_of(dataset.paths[index]), distinct))
         self._bad[number].update({i: reason for i, reason in zip(distinct, reasons, strict=True) if reason is not None})
@@ -178,6 +178,11 @@ class JobMaker:
         new = indices - self._to_convert[number]
         self._to_convert[number] |= new
         return bool(new)
+
+
+def _is_jpeg(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\xff\xd8"
 
 
 def _reason_of(path: str) -> str | None:

@@ -76,7 +76,7 @@ def build_pipeline(
     """Build the pipeline.
 
     Its outputs are the images (uint8 HWC, on the device; lines at an image's edge still without their gain), the gains
-    (float32 (4,), on the device) and the first and last two bytes of the file (uint8 (4,), CPU).
+    (float32 (4,), on the device) and the last two bytes of the file (uint8 (2,), CPU).
 
     Args:
         source: returns the inputs of the next batch, or raises StopIteration.
@@ -147,8 +147,7 @@ def build_pipeline(
         if transposed:
             images = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
         images = fn.flip(images, vertical=mirrored_vertically, horizontal=mirrored_horizontally)
-        ends = fn.cat(encoded[:2], encoded[-2:])
-        return images, gains.gpu() if on_gpu else gains, ends
+        return images, gains.gpu() if on_gpu else gains, encoded[-2:]
 
     pipeline = graph(
         batch_size=max_batch_size,

@@ -21,7 +21,7 @@ from loaders.contract import Batch
 from loaders.dali_geometry import lay_out
 from loaders.dataset import ImageDataset
 from loaders.pixels import decode, load_window
-from loaders.plan import EpochPlan, View
+from loaders.plan import BatchPlan, EpochPlan, View
 from tests.images import damaged, dataset_of, exif, photo, photos
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -79,7 +79,9 @@ def test_layout_covers_what_the_filter_reads(
     )
     stored = np.array([height, width] if orientation < 5 else [width, height])
     anchor, shape = geometry.anchor[0], geometry.shape[0]
-    assert (anchor >= 0).all() and (shape >= 1).all() and (anchor + shape <= stored).all()
+    assert (anchor >= 0).all()
+    assert (shape >= 1).all()
+    assert (anchor + shape <= stored).all()
     extent = (geometry.region_end - geometry.region_start)[0]
     np.testing.assert_allclose(np.sort(extent), np.sort(window[0, 2:] * [width, height]), rtol=1e-3, atol=1e-3)
 
@@ -122,9 +124,12 @@ def test_one_pipeline_serves_everything(dataset: ImageDataset, built: list[int])
 def test_nothing_is_scheduled_beyond_the_plan(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     make = dali_jobs.JobMaker.make
-    monkeypatch.setattr(
-        dali_jobs.JobMaker, "make", lambda self, number, plan: steps.append(plan.step) or make(self, number, plan)
-    )
+
+    def recording(self: dali_jobs.JobMaker, number: int, plan: BatchPlan) -> dali_jobs.Job:
+        steps.append(plan.step)
+        return make(self, number, plan)
+
+    monkeypatch.setattr(dali_jobs.JobMaker, "make", recording)
     with DaliLoader([dataset], 1, BadSamples(), prefetch=3) as loader:
         epoch = loader.run(EpochPlan(dataset, 0, View(16, 2)))
         assert steps == [0, 1, 2]
@@ -151,7 +156,12 @@ def test_bytes_after_a_jpeg_are_no_damage(tmp_path: Path, monkeypatch: pytest.Mo
     paths = photos(tmp_path, 4)
     paths[1].write_bytes(paths[1].read_bytes() + b"\0\0some camera's notes")
     examined: list[str] = []
-    monkeypatch.setattr(dali_jobs, "decode", lambda path: examined.append(path) or decode(path))
+
+    def recording(path: str) -> Image.Image:
+        examined.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(dali_jobs, "decode", recording)
     dataset = dataset_of(paths)
     with DaliLoader([dataset], 1, BadSamples("raise")) as loader:
         for epoch in range(3):
@@ -258,7 +268,8 @@ def test_pixels_on_a_gpu(tmp_path: Path) -> None:
     with DaliLoader([dataset], 2, found, torch.device("cuda")) as loader:
         for view in (View.evaluation(64, 6), View.evaluation(24, 8, crop_fraction=0.9), View.evaluation(160, 8)):
             for batch in loader.run(EpochPlan(dataset, 0, view)):
-                assert batch.images.is_cuda and batch.images.is_contiguous(memory_format=torch.channels_last)
+                assert batch.images.is_cuda
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
                 whole = [index for index in batch.plan.indices if dataset.paths[index] != str(bad)]
                 assert batch.indices.tolist() == whole
                 if len(whole) == len(batch.plan):

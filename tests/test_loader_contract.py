@@ -300,7 +300,7 @@ def test_bad_training_sample_is_replaced(create: Factory, tmp_path: Path, damage
         for _ in range(2):
             for expected, batch in zip(plan, loader.run(plan), strict=True):
                 indices = expected.indices.copy()
-                for position in np.flatnonzero(indices == bad):
+                for position in np.flatnonzero(indices == bad).tolist():
                     attempts = (substitute(dataset, expected, position, a).indices[0] for a in itertools.count())
                     indices[position] = next(index for index in attempts if index != bad)
                 assert batch.indices.tolist() == indices.tolist()
