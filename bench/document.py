@@ -23,7 +23,7 @@ from bench.measure import CellError
 from bench.options import command_line, listed
 from bench.resources import describe_machine
 from bench.tables import Sheet
-from loaders.files import replacing
+from loaders.files import atomic_file
 from loaders.opening import DataError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopped; the sections before this one are written", file=sys.stderr)
             return 130
         page = fill(PAGE.read_text(), name, text)
-        with replacing(PAGE) as temporary:
+        with atomic_file(PAGE) as temporary:
             temporary.write_text(page)
     return 0
 

@@ -29,7 +29,7 @@ import psutil
 from tqdm import tqdm
 
 from bench.resources import machine_cpu_seconds, tree_cpu_seconds, tree_resident_mb
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 LEAD_IN_SECONDS = 0.5
 QUIET_INTERVAL_SECONDS = 0.2
@@ -164,7 +164,7 @@ class Ratio:
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write records as a JSON list; the file is replaced as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(records, indent=2) + "\n")
 
 

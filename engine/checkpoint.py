@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 FORMAT = 1
 
@@ -69,7 +69,7 @@ def save_checkpoint(path: Path, position: Position, **parts: Any) -> None:
     Args:
         parts: state dicts and plain values; ``config`` (TOML text) and ``identity`` are expected among them.
     """
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.save({"format": FORMAT, "position": asdict(position), **parts}, temporary)
 
 

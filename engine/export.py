@@ -16,7 +16,7 @@ import tyro
 
 from engine.command import fail
 from engine.saved_model import SavedModel, SavedModelError, load_model
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 _TOLERANCE = 1e-3  # of the largest logit: other kernels sum in another order
 
@@ -57,7 +57,7 @@ def export_onnx(model: torch.nn.Module, saved: SavedModel, path: Path) -> float:
         raise ExportError(f"{error.name} is not installed: pip install 'headrace[onnx]'") from error
 
     example = torch.randn(2, 3, saved.resolution, saved.resolution, generator=torch.Generator().manual_seed(0))
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         try:
             program = torch.onnx.export(
                 model,

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,5 +148,5 @@ def write_class_counts_csv(path: Path, classes: Sequence[str], train: np.ndarray
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

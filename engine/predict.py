@@ -22,7 +22,7 @@ from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import Loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.files import replacing
+from loaders.files import atomic_file
 from loaders.opening import DataError, open_unlabeled
 from loaders.plan import EpochPlan, View
 from loaders.registry import create_loader
@@ -126,7 +126,7 @@ def write_predictions_csv(
     row_of = np.full(len(dataset), -1, np.int64)
     row_of[top.indices] = np.arange(len(top.indices))
     with (
-        replacing(path) as temporary,
+        atomic_file(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)

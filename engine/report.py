@@ -28,7 +28,7 @@ from engine.rundir import read_records
 from engine.samples import FILE_NAME as PREDICTIONS
 from engine.samples import with_pictures
 from engine.verdict import Record, epoch_records, time_spent, verdict
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 _WHOLE_MATRIX = 30  # classes up to which the confusion matrix is shown whole
 _PART_OF_MATRIX = 20  # classes shown of a larger one
@@ -75,7 +75,7 @@ def write_report(run_dir: Path, verdict_text: str | None = None) -> Path:
     }
     path = run_dir / "report.html"
     html = environment.get_template("report.html.j2").render(collect(run_dir, verdict_text))
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8", errors="replace")
     return path
 

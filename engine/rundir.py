@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 SUMMARY_COLUMNS = (
     "epoch",
@@ -52,7 +52,7 @@ class RunDirectory:
         return self.path / name
 
     def write_text(self, name: str, text: str) -> None:
-        with replacing(self.file(name)) as temporary:
+        with atomic_file(self.file(name)) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from loaders.dataset import ImageDataset
-from loaders.files import replacing
+from loaders.files import atomic_file
 from loaders.pixels import PixelError, decode
 
 FILE_NAME = "predictions.json"
@@ -62,7 +62,7 @@ def write_predictions(
         }
         for i in choose_samples(labels, predicted, probabilities)
     ]
-    with replacing(run_dir / FILE_NAME) as temporary:
+    with atomic_file(run_dir / FILE_NAME) as temporary:
         temporary.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
 
 

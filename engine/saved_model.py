@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.model import create_model
-from loaders.files import replacing
+from loaders.files import atomic_file
 
 FILE_NAME = "model.safetensors"
 _FORMAT = "headrace-1"
@@ -79,7 +79,7 @@ def save_model(path: Path, model: torch.nn.Module, metadata: SavedModel) -> None
     wrapped = [name for name in model.state_dict() if name.startswith(("_orig_mod.", "module."))]
     if wrapped:
         raise ValueError(f"save the model itself, not its wrapper: it has a parameter {wrapped[0]!r}")
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         safetensors.torch.save_model(model, str(temporary), metadata.to_metadata())
 
 

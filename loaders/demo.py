@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels.random import Stream, philox, uniform
-from loaders.cache import atomic_folder
+from loaders.files import atomic_folder
 
 _DISC, _SQUARE, _TRIANGLE, _RING, _CROSS, _FLOWER = range(6)
 _PLAIN, _STRIPED, _CHECKED, _DOTTED = range(4)

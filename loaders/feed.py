@@ -27,9 +27,8 @@ class ImageLoader:
 
     Each iteration yields ``(images, targets)``: images (n, 3, resolution, resolution), normalized, channels_last, on
     the device; targets int64 (n,) class numbers or, where mixup or CutMix is on, float32 (n, num_classes) shares.
-    Every iteration is an epoch of its own, drawn anew, also after one that was left early; ``set_epoch`` chooses one, as
-    with torch's DistributedSampler.
-    Resolution and batch size may be set between epochs at no cost.
+    Every iteration is an epoch of its own, drawn anew, also after one that was left early; ``set_epoch`` chooses one,
+    as with torch's DistributedSampler. Resolution and batch size may be set between epochs at no cost.
 
     Args:
         dataset: what to iterate over, as from ``open_data(...).train``.

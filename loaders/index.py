@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from loaders.cache import atomic_write
 from loaders.dataset import ImageDataset, StringColumn
+from loaders.files import atomic_file
 from loaders.headers import read_headers
 from loaders.sources import Listing
 
@@ -107,7 +107,7 @@ def _store(path: Path, columns: _Columns) -> None:
     upright, orientations, forms, problems = columns
     reasons = np.frombuffer(json.dumps(problems).encode(), np.uint8)
     try:
-        with atomic_write(path) as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, upright=upright, orientations=orientations, forms=forms, problems=reasons)
     except OSError as error:
         logger.warning("the index cannot be kept in %s (%s); it is made again next time", path.parent, error.strerror)

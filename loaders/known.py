@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from loaders.cache import atomic_folder
+from loaders.files import atomic_folder
 from loaders.sources import TRAIN_NAMES, DataError, Source, find_in_folder, list_paths, split_source
 
 _IMAGES_PER_TASK = 500

@@ -49,9 +49,7 @@ def test_going_on_in_the_middle_of_an_epoch(dataset: ImageDataset, backend: str)
         loader.load_state_dict(state)
         rest = list(loader)
     assert len(rest) == 4
-    assert all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(rest, whole[1][3:], strict=True)
-    )
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(rest, whole[1][3:], strict=True))
 
 
 def test_size_and_batch_change_between_epochs(dataset: ImageDataset) -> None:

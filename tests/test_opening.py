@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders.cache import atomic_folder, atomic_write, cache_dir
+from loaders.cache import cache_dir
+from loaders.files import atomic_file, atomic_folder
 from loaders.known import KNOWN_SETS
 from loaders.opening import DataError, open_data, open_unlabeled
 from loaders.sources import find_in_folder, stratified_split
@@ -379,16 +380,16 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == Path.home() / ".cache/headrace"
 
 
-def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
+def test_atomic_file_keeps_the_old_file_on_an_error(tmp_path):
     target = tmp_path / "deep/file"
-    with atomic_write(target) as file:
-        file.write(b"old")
-    with pytest.raises(RuntimeError), atomic_write(target) as file:
-        file.write(b"half")
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_bytes(b"half")
         raise RuntimeError
     assert target.read_bytes() == b"old"
-    with atomic_write(target) as file:
-        file.write(b"new")
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(b"new")
     assert target.read_bytes() == b"new"
     assert os.listdir(target.parent) == ["file"]
     plain = tmp_path / "plain"

@@ -55,7 +55,7 @@ def test_scaled_decoding_only_where_pixels_abound(tmp_path: Path, resolution: in
     exact = load_window(path, window, resolution, scaled=False).astype(np.int16)
     scaled = load_window(path, window, resolution).astype(np.int16)
     assert np.abs(exact - scaled).mean() < 1.0
-    assert np.array_equal(exact, scaled) == (0.8 * 480 < 4 * resolution)
+    assert np.array_equal(exact, scaled) == (4 * resolution > 0.8 * 480)
 
 
 def test_refusals_name_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

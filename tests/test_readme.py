@@ -177,7 +177,9 @@ def resume_table() -> str:
         field = name.partition(".")[2]
         return "DATA" if name == "data.data" else f"`--{field.replace('_', '-')}`"
 
-    names = [f"{group.name}.{field.name}" for group in fields(Config) for field in fields(getattr(Config(), group.name))]
+    names = [
+        f"{group.name}.{field.name}" for group in fields(Config) for field in fields(getattr(Config(), group.name))
+    ]
     exact = " ".join(flag(name) for name in names if name in EXACT)
     refused = " ".join(flag(name) for name in names if name not in EXACT and name not in WARNED)
     rows = [
@@ -226,6 +228,9 @@ def _section(text: str, heading: str) -> str:
 
 @pytest.mark.parametrize("page", [README, GUIDE, ARCHITECTURE])
 def test_links_lead_somewhere(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", read(page))
-    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
-    assert not missing
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", read(page)):
+        target = (ROOT / page).parent / link
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, anchor

@@ -53,7 +53,9 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali", "synthetic"])
-def test_a_run_leaves_everything_behind(folder: Path, tmp_path: Path, loader: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_leaves_everything_behind(
+    folder: Path, tmp_path: Path, loader: str, capsys: pytest.CaptureFixture
+) -> None:
     if loader == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     options = [str(folder), *SMALL, "--epochs", "3", "--output", str(tmp_path), "--loader", loader, "--name", "it"]
