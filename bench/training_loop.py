@@ -50,7 +50,7 @@ LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 SMOOTHING = 0.1
-STEPS = {"cpu": 4, "cuda": 100}  # of an epoch; a turn is a number of whole epochs
+STEPS = {"cpu": 2, "cuda": 100}  # of an epoch; a turn is a number of whole epochs
 
 
 @dataclass(frozen=True)

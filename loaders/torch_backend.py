@@ -170,7 +170,7 @@ class TorchLoader(Loader):
         return f"torch: {pillow_version()} in {place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
-        number = next(i for i, dataset in enumerate(self.datasets) if dataset is plan.dataset)
+        number = self.datasets.index(plan.dataset)
         self._runs += 1
         current = self._runs
         if self._loader is None:
