@@ -93,7 +93,7 @@ def process(device: str) -> Iterator[Process]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+        raise DeviceError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu or auto")
     where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", local_rank if where.index is None else where.index)

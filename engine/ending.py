@@ -46,7 +46,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
             "top1": result.top1 if result else trainer.position.best,
             "top5": result.top5 if result else None,
             "epochs": trainer.position.epoch,
-            "seconds": trainer.deadline.elapsed,
+            "seconds": trainer.clock.elapsed,
             "verdict": sentence,
         },
     )
@@ -105,11 +105,9 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
     console.print(table)
     best = trainer.position.best
     if best is not None:
-        console.print(
-            f"\nBest top-1: [bold]{best:.2f} %[/bold] in {duration(trainer.deadline.elapsed)}; {ending.reason}."
-        )
+        console.print(f"\nBest top-1: [bold]{best:.2f} %[/bold] in {duration(trainer.clock.elapsed)}; {ending.reason}.")
     else:
-        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {duration(trainer.deadline.elapsed)}.")
+        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {duration(trainer.clock.elapsed)}.")
     sizes = trainer.run.file("resolutions.json") if trainer.run else None
     if sizes is not None and sizes.exists():
         shown = ", ".join(f"{row['top1']:.2f} % at {row['resolution']} px" for row in json.loads(sizes.read_text()))
@@ -118,7 +116,8 @@ def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str,
         console.print(f"{len(trainer.bad_samples)} files could not be decoded; they are listed in bad_samples.csv.")
     console.print(f"Verdict: {sentence}", soft_wrap=True)
     if not ending.finished:
-        console.print("Go on with: python -m engine.train --resume " + str(trainer.run.path if trainer.run else ""))
+        path = trainer.run.path if trainer.run else ""
+        console.print(f"Go on with: python -m engine.train --resume {path}", soft_wrap=True)
     console.print(f"Report: {report}", soft_wrap=True)
 
 

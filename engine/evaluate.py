@@ -17,10 +17,11 @@ from tyro.conf import Positional
 
 from engine.command import fail
 from engine.config import Config, ConfigError
-from engine.defaults import default_workers
+from engine.defaults import default_loader, default_workers
 from engine.distributed import DeviceError, process
 from engine.evaluation import evaluate
 from engine.metrics import EvaluationResult, write_confusion_csv, write_per_class_csv
+from engine.model import ModelError, model_summary
 from engine.precision import PrecisionError, resolve_amp
 from engine.saved_model import SavedModelError, load_model
 from engine.toml import read_toml
@@ -38,6 +39,8 @@ USER_ERRORS = (
     DataError,
     DeviceError,
     ImportError,
+    ModelError,
+    OSError,
     PrecisionError,
     SavedModelError,
     TooManyBadSamplesError,
@@ -59,12 +62,12 @@ class Options:
     """Sizes to evaluate at (default: the one stored with the model)."""
     tta: bool = False
     """Average over each image and its mirror image."""
-    loader: Literal["torch", "dali"] = "torch"
-    """Backend."""
-    num_workers: int = -1
-    """Worker processes or threads (-1: by the cores)."""
+    loader: Literal["auto", "torch", "dali"] = "auto"
+    """What decodes the images."""
+    num_workers: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-j"])] = "auto"
+    """Worker processes or threads of the loader."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
-    """Images per batch."""
+    """Images at a time."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision."""
     device: str = "auto"
@@ -92,16 +95,22 @@ def run(options: Options) -> list[tuple[int, EvaluationResult]]:
     Raises:
         Exception: any of USER_ERRORS, whose message says what to do.
     """
+    if options.batch_size < 1 or any(resolution < 1 for resolution in options.resolutions):
+        raise ConfigError("--batch-size and --resolutions must be at least 1")
     with process(options.device) as this:
         model, saved = load_model(options.run, this.device)
         dataset = _with_classes(_open(options), saved.classes, options.split)
         bad = BadSamples(options.on_bad_sample, max_fraction=1.0)
-        workers = options.num_workers if options.num_workers >= 0 else default_workers(usable_cores(), this.device)
+        workers = options.num_workers
+        if workers == "auto":
+            workers = default_workers(usable_cores(this.local_world), this.device)
+        backend = default_loader(this.device)[0] if options.loader == "auto" else options.loader
         precision = resolve_amp(options.amp, this.device)
         transfer = Transfer(this.device, saved.mean, saved.std)
         results = []
-        with create_loader(options.loader, (dataset,), workers, bad, this.device) as loader:
+        with create_loader(backend, (dataset,), workers, bad, this.device) as loader:
             for resolution in options.resolutions or (saved.resolution,):
+                model_summary(model, resolution)  # refuses sizes that the architecture cannot take
                 result, _ = evaluate(
                     model,
                     loader,

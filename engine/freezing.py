@@ -11,6 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+class FreezeError(ValueError):
+    """A layer to freeze that does not exist, or nothing left to train."""
+
+
 def freeze(model: nn.Module, patterns: str) -> list[str]:
     """Freeze the parameters below the named modules.
 
@@ -27,7 +31,7 @@ def freeze(model: nn.Module, patterns: str) -> list[str]:
         The names of the frozen parameters, in the model's order; empty when ``patterns`` is.
 
     Raises:
-        ValueError: a pattern matches nothing, or nothing is left to train.
+        FreezeError: a pattern matches nothing, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
@@ -36,10 +40,10 @@ def freeze(model: nn.Module, patterns: str) -> list[str]:
         matched = {name for name in names if matches(name)}
         if not matched:
             top_level = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"--freeze: {pattern!r} matches no parameter of the model; its modules are {top_level}")
+            raise FreezeError(f"--freeze: {pattern!r} matches no parameter of the model; its modules are {top_level}")
         frozen |= matched
     if frozen and frozen.issuperset(name for name, parameter in model.named_parameters() if parameter.requires_grad):
-        raise ValueError(f"--freeze {patterns} leaves nothing to train")
+        raise FreezeError(f"--freeze {patterns} leaves nothing to train")
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

@@ -23,14 +23,12 @@ class Epoch:
     Attributes:
         plan: its batches, from where it is to start.
         augmentation: what is done to them on the device.
-        lr_factor: from the share of the run's samples seen so far to the factor of the learning rate.
-        total_samples: samples of the whole run.
+        lr_factor: from the number of a batch to the factor of the learning rate.
     """
 
     plan: EpochPlan
     augmentation: Augmentation
-    lr_factor: Callable[[float], float]
-    total_samples: int
+    lr_factor: Callable[[int], float]
 
 
 def train_epoch(
@@ -59,7 +57,7 @@ def train_epoch(
             batch,
             count,
             full=count == plan.view.batch_size,
-            lr_factor=epoch.lr_factor(position.samples_seen / epoch.total_samples),
+            lr_factor=epoch.lr_factor(batch.plan.step),
             number=position.steps + 1,
         )
         position.next_batch = batch.plan.step + 1

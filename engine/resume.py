@@ -38,7 +38,6 @@ WARNED = {
     "resolution.val_resolution": "accuracies before and after the change cannot be compared",
     "resolution.crop_fraction": "accuracies before and after the change cannot be compared",
     "run.tta": "accuracies before and after the change cannot be compared",
-    "data.limit_val": "accuracies before and after the change cannot be compared",
     "run.deterministic": "other algorithms round differently",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.config import AugmentConfig, Config
+from engine.config import AugmentConfig, Config, ConfigError
 from engine.distributed import Process
 from engine.freezing import freeze
 from engine.learner import Learner, LossOptions, StepOptions
@@ -47,7 +47,7 @@ def augmentation_of(config: AugmentConfig) -> Augmentation:
     """Return the preset with the options that were given besides.
 
     Raises:
-        ValueError: the options contradict each other.
+        ConfigError: the options contradict each other.
     """
     given: dict[str, Any] = {
         "crop": config.crop,
@@ -69,7 +69,10 @@ def augmentation_of(config: AugmentConfig) -> Augmentation:
             given["trivial_augment"] = False
     elif config.trivial_augment:
         given["rand_augment_layers"] = 0
-    return replace(PRESETS[config.augment], **{key: value for key, value in given.items() if value is not None})
+    try:
+        return replace(PRESETS[config.augment], **{key: value for key, value in given.items() if value is not None})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def model_arguments(config: Config) -> dict[str, Any]:

@@ -38,24 +38,27 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-class Deadline:
-    """A limit on a run's time; the seconds that earlier parts of a resumed run took count.
+class Clock:
+    """A run's time, and the limit on what this part of it may take.
 
     Args:
-        limit: seconds, 0 for none.
-        spent: seconds that the run took before.
+        limit: seconds from now, 0 for none. A resumed run has it anew, so that it gets on.
+        spent: seconds that earlier parts of the run took.
     """
 
     def __init__(self, limit: float, spent: float = 0.0) -> None:
-        self.limit = limit
-        self.started = time.monotonic() - spent
+        self._limit = limit
+        self._spent = spent
+        self._started = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self.started
+        """Seconds that the run took, all its parts together."""
+        return self._spent + time.monotonic() - self._started
 
-    def passed(self) -> bool:
-        return bool(self.limit) and self.elapsed >= self.limit
+    def is_over(self) -> bool:
+        """Whether this part has reached its limit."""
+        return bool(self._limit) and time.monotonic() - self._started >= self._limit
 
 
 def stopped_improving(metrics: Sequence[float], patience: int) -> bool:

@@ -16,6 +16,7 @@ from engine.config import Config, ConfigError
 from engine.defaults import resolve
 from engine.distributed import DeviceError, Process, process
 from engine.ending import finish
+from engine.freezing import FreezeError
 from engine.learner import NonFiniteLossError
 from engine.model import ModelError
 from engine.optim import OptimizerError
@@ -41,10 +42,12 @@ USER_ERRORS = (
     ConfigError,
     DataError,
     DeviceError,
+    FreezeError,
     ImportError,
     ModelError,
     NonFiniteLossError,
     OptimizerError,
+    OSError,  # a folder that cannot be written, a full disk
     OutOfMemoryError,
     PrecisionError,
     TooManyBadSamplesError,
@@ -89,6 +92,7 @@ def train(config: Config) -> Ending | None:
         if this.world > 1:
             resumed = this.broadcast(resumed)
         if resumed is not None:
+            _warn_of_other_processes(resumed, this)
             config = resumed.config
         config = resolve(config, data.train, this)
         validate(config)
@@ -99,6 +103,16 @@ def train(config: Config) -> Ending | None:
             print_plan(config, data, this)
             return None
         return _run(config, data, this, stop, resumed)
+
+
+def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
+    before, now = (resumed.config.run.device, resumed.state["world"]), (this.device.type, this.world)
+    if before != now:
+        logger.warning(
+            "Resuming with a change: %d process(es) on %s -> %d on %s: sums are rounded in another order, and dropout "
+            "and mixing draw other numbers",
+            *(before[1], before[0], now[1], now[0]),
+        )
 
 
 def _open(config: Config, this: Process) -> ImageData:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from engine.checkpoint import Position, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from engine.checkpoint import Position, rng_state, save_checkpoint, set_rng_state
 from engine.config import Config
 from engine.distributed import Process
 from engine.evaluation import Predictions, evaluate
@@ -25,7 +24,7 @@ from engine.resume import LAST, Resumed, identity
 from engine.rundir import RunDirectory
 from engine.saved_model import SavedModel, save_model
 from engine.setup import Normalization, augmentation_of, model_arguments
-from engine.stopping import Deadline, StopRequest, stopped_improving
+from engine.stopping import Clock, StopRequest, stopped_improving
 from engine.telemetry import Telemetry
 from engine.values import Target, parse_duration, parse_target
 from loaders.bad_samples import BadSamples
@@ -105,7 +104,7 @@ class Trainer:
         if resumed is not None:
             self._restore(resumed)
         time_limit = parse_duration(config.run.time_limit) if config.run.time_limit else 0.0
-        self.deadline = Deadline(time_limit, self.position.seconds)
+        self.clock = Clock(time_limit, self.position.seconds)
 
     @property
     def bad_samples(self) -> BadSamples:
@@ -203,11 +202,11 @@ class Trainer:
         self._ending: Ending | None = None
         self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
         self._started = time.monotonic()
+        epochs, samples = self.config.optimizer.epochs, plan.num_samples
         epoch = Epoch(
             plan,
             self.augmentation.scaled(stage.regularization),
-            lambda progress: self.lr_factor(progress) * stage.lr_scale,
-            self.config.optimizer.epochs * len(self.data.train),
+            lambda step: stage.lr_scale * self.lr_factor((plan.epoch + step * stage.batch_size / samples) / epochs),
         )
         with tqdm(
             total=plan.num_batches,
@@ -227,7 +226,10 @@ class Trainer:
         return None if done else self._ending
 
     def lr_factor(self, progress: float) -> float:
-        """Return the factor of the learning rate after a share of the run's samples."""
+        """Return the factor of the learning rate after a share of the run's samples.
+
+        Every epoch is an equal share, also where ``--drop-last`` leaves out a few samples of some.
+        """
         options = self.config.optimizer
         return learning_rate_factor(
             options.schedule,
@@ -242,7 +244,7 @@ class Trainer:
         """Bring the times of the epoch under way up to date."""
         self.position.train_seconds = self._before + time.monotonic() - self._started
         self.position.data_wait_seconds += self.transfer.take_wait_seconds()
-        self.position.seconds = self.deadline.elapsed
+        self.position.seconds = self.clock.elapsed
 
     def _after_step(self, batch: DeviceBatch) -> bool:
         """Log, save, and look whether the run has to end; return True if it has."""
@@ -254,7 +256,7 @@ class Trainer:
         if not due and self.process.world > 1:
             return False
         stop, late, save = self._agree(
-            bool(self.stop), self.deadline.passed(), time.monotonic() - self._saved_at >= self.save_every
+            bool(self.stop), self.clock.is_over(), time.monotonic() - self._saved_at >= self.save_every
         )
         if stop or late:
             self._count_time()
@@ -307,7 +309,7 @@ class Trainer:
                 "loss": (sums[0] - sums_then[0]) / count,
                 "lr": self.learner.optimizer.param_groups[0]["lr"],
                 "images_per_second": rate,
-                "time": self.deadline.elapsed,
+                "time": self.clock.elapsed,
             },
             self.position.steps,
         )
@@ -351,7 +353,7 @@ class Trainer:
             position.history.append([position.epoch, stage.index, result.top1])
         val_seconds = time.monotonic() - evaluating
         record |= {
-            "images_per_second": len(self.data.train) / position.train_seconds,
+            "images_per_second": sums[2] / position.train_seconds,
             "seconds": position.train_seconds + position.switch_seconds + val_seconds,
             "train_seconds": position.train_seconds,
             "val_seconds": val_seconds,
@@ -362,13 +364,13 @@ class Trainer:
             "steps": position.steps,
             "bad_samples": len(self.bad_samples),
             "skipped_steps": int(sums[3]),
-            "time": self.deadline.elapsed,
+            "time": self.clock.elapsed,
             **telemetry,
         }
         position.epoch += 1
         position.next_batch = 0
         position.train_seconds = position.data_wait_seconds = position.switch_seconds = 0.0
-        position.seconds = self.deadline.elapsed
+        position.seconds = self.clock.elapsed
         if self.run is not None:
             self.run.record_epoch(record, position.steps)
             tqdm.write(epoch_line(record, self.config.optimizer.epochs))
@@ -382,7 +384,7 @@ class Trainer:
         options = self.config
         stop, late, reached, stalled = self._agree(
             bool(self.stop),
-            self.deadline.passed(),
+            self.clock.is_over(),
             self.target is not None and record.get(self.target.metric, 0.0) >= self.target.value,
             stopped_improving([row[2] for row in self.position.history], options.run.early_stop),
         )
@@ -462,12 +464,6 @@ class Trainer:
         states = getattr(self, "_rng", [])
         if self.process.rank < len(states):
             set_rng_state(states[self.process.rank], self.process.device)
-
-
-def load_best(trainer: Trainer, path: Path) -> None:
-    """Give a trainer the best weights of its run, where they are not the last."""
-    _, state = load_checkpoint(path / BEST)
-    trainer.learner.load_state_dict(state)
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:

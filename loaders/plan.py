@@ -160,6 +160,11 @@ class EpochPlan:
         full, rest = divmod(len(self.dataset), self.view.batch_size)
         return full + (rest > 0 and not self.view.drop_last)
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole epoch over all ranks."""
+        return min(len(self.dataset), self.num_batches * self.view.batch_size)
+
     def __len__(self) -> int:
         return self.num_batches - self.start_batch
 
