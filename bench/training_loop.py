@@ -114,10 +114,7 @@ def engine_loop(work: Work) -> Batches:
         with SyntheticLoader([dataset], BadSamples(), this.device) as loader:
             for number in itertools.count():
                 epoch = Epoch(
-                    EpochPlan(dataset, number, view),
-                    PRESETS["none"],
-                    partial(learning_rate_factor, "constant"),
-                    total_samples=work.images,
+                    EpochPlan(dataset, number, view), PRESETS["none"], partial(learning_rate_factor, "constant")
                 )
                 train_epoch(learner, loader, transfer, epoch, position, after_step=lambda batch: False)
                 yield work.images

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from engine.checkpoint import load_checkpoint
-from engine.curves import find_stages
+from engine.console import print_summary
 from engine.metrics import EvaluationResult, write_class_counts_csv, write_confusion_csv, write_per_class_csv
-from engine.report import duration, write_report
+from engine.report import write_report
 from engine.samples import write_predictions
-from engine.trainer import BEST, Ending, Trainer
+from engine.stopping import Ending
+from engine.trainer import BEST, Trainer
 from engine.verdict import verdict
 from loaders.cores import usable_cores
 
 
 def finish(trainer: Trainer, ending: Ending) -> None:
     """Write what a finished or interrupted run shows. All ranks take part in the evaluations."""
-    result = None if ending.interrupted else _final_evaluation(trainer)
+    result, sizes = (None, []) if ending.interrupted else _final_evaluation(trainer)
     run = trainer.run
     if run is None:
         return
@@ -50,16 +47,26 @@ def finish(trainer: Trainer, ending: Ending) -> None:
             "verdict": sentence,
         },
     )
-    report = write_report(run.path, sentence)
-    _print_summary(records, ending, sentence, trainer, str(report))
+    write_report(run.path, sentence)
+    print_summary(
+        run.path,
+        records,
+        ending,
+        sentence,
+        seconds=trainer.clock.elapsed,
+        best=trainer.position.best,
+        sizes=sizes,
+        num_bad=len(trainer.bad_samples),
+    )
 
 
-def _final_evaluation(trainer: Trainer) -> EvaluationResult | None:
+def _final_evaluation(trainer: Trainer) -> tuple[EvaluationResult | None, list[dict[str, Any]]]:
     """Evaluate the best weights at every size asked for; write the tables and sample predictions."""
     if not len(trainer.data.val):
-        return None
+        return None, []
     position, options = trainer.position, trainer.config
-    last_is_best = bool(position.history) and position.history[-1][2] == position.best
+    accuracies = [row[2] for row in position.history]
+    last_is_best = bool(accuracies) and accuracies.index(max(accuracies)) == len(accuracies) - 1
     last = trainer.last_result
     if last is None or not last_is_best:
         best = trainer.process.broadcast(trainer.run.file(BEST) if trainer.run and position.history else None)
@@ -80,47 +87,4 @@ def _final_evaluation(trainer: Trainer) -> EvaluationResult | None:
         )
         if sizes:
             run.write_json("resolutions.json", sizes)
-    return result
-
-
-def _print_summary(records: list[dict[str, Any]], ending: Ending, sentence: str, trainer: Trainer, report: str) -> None:
-    console = Console(highlight=False)
-    table = Table(title=None, header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for name in ("epochs", "size", "batch", "train loss", "top-1", "images/s", "waiting for data", "time"):
-        table.add_column(name, justify="right")
-    for stage in find_stages(records):
-        spent, final = stage.spent, stage.epochs[-1]
-        first, last = stage.epochs[0]["epoch"] + 1, final["epoch"] + 1
-        table.add_row(
-            f"{first}-{last}" if last > first else str(first),
-            f"{stage.resolution} px",
-            str(stage.batch_size),
-            _number(final.get("train_loss"), ".3f"),
-            _number(final.get("top1"), ".2f", " %"),
-            _number(stage.images_per_second, ".0f"),
-            f"{spent.data_wait / spent.training:.0%}" if spent.training else "",
-            duration(spent.total),
-        )
-    console.print()
-    console.print(table)
-    best = trainer.position.best
-    if best is not None:
-        console.print(f"\nBest top-1: [bold]{best:.2f} %[/bold] in {duration(trainer.clock.elapsed)}; {ending.reason}.")
-    else:
-        console.print(f"\n{ending.reason[:1].upper()}{ending.reason[1:]} after {duration(trainer.clock.elapsed)}.")
-    sizes = trainer.run.file("resolutions.json") if trainer.run else None
-    if sizes is not None and sizes.exists():
-        shown = ", ".join(f"{row['top1']:.2f} % at {row['resolution']} px" for row in json.loads(sizes.read_text()))
-        console.print(f"Top-1 by size: {shown}.")
-    if trainer.bad_samples:
-        console.print(f"{len(trainer.bad_samples)} files could not be decoded; they are listed in bad_samples.csv.")
-    console.print(f"Verdict: {sentence}", soft_wrap=True)
-    if not ending.finished:
-        path = trainer.run.path if trainer.run else ""
-        console.print(f"Go on with: python -m engine.train --resume {path}", soft_wrap=True)
-    console.print(f"Report: {report}", soft_wrap=True)
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    """Format a number that may be missing, or was not finite."""
-    return "" if value is None else f"{value:{form}}{unit}"
+    return result, sizes

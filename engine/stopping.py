@@ -6,9 +6,25 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 EXIT_INTERRUPTED = 75  # stopped by a signal after saving: run again with --resume auto
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended.
+
+    Attributes:
+        reason: in words.
+        finished: nothing is left to do; otherwise the run can be resumed.
+        interrupted: a signal ended it.
+    """
+
+    reason: str
+    finished: bool
+    interrupted: bool = False
 
 
 class StopRequest:

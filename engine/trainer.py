@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from engine.checkpoint import Position, rng_state, save_checkpoint, set_rng_state
 from engine.config import Config
+from engine.console import epoch_line
 from engine.distributed import Process
 from engine.evaluation import Predictions, evaluate
 from engine.learner import Learner, NonFiniteLossError
@@ -24,7 +24,7 @@ from engine.resume import LAST, Resumed, identity
 from engine.rundir import RunDirectory
 from engine.saved_model import SavedModel, save_model
 from engine.setup import Normalization, augmentation_of, model_arguments
-from engine.stopping import Clock, StopRequest, stopped_improving
+from engine.stopping import Clock, Ending, StopRequest, stopped_improving
 from engine.telemetry import Telemetry
 from engine.values import Target, parse_duration, parse_target
 from loaders.bad_samples import BadSamples
@@ -39,21 +39,6 @@ MODEL = "model.safetensors"
 
 class OutOfMemoryError(RuntimeError):
     """The device has too little memory for the largest size; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How training ended.
-
-    Attributes:
-        reason: in words.
-        finished: nothing is left to do; otherwise the run can be resumed.
-        interrupted: a signal ended it.
-    """
-
-    reason: str
-    finished: bool
-    interrupted: bool = False
 
 
 class Trainer:
@@ -464,20 +449,3 @@ class Trainer:
         states = getattr(self, "_rng", [])
         if self.process.rank < len(states):
             set_rng_state(states[self.process.rank], self.process.device)
-
-
-def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """Return the line that stays in the terminal after an epoch."""
-    parts = [
-        f"epoch {record['epoch'] + 1:>{len(str(epochs))}}/{epochs}",
-        f"{record['resolution']:>3} px",
-        f"loss {record['train_loss']:.3f}",
-    ]
-    if "top1" in record:
-        parts += [f"val loss {record['val_loss']:.3f}", f"top-1 {record['top1']:.2f} %"]
-    parts += [
-        f"{record['images_per_second']:.0f} images/s",
-        f"{record['data_wait_fraction']:.0%} waiting for data",
-        f"{record['seconds']:.1f} s",
-    ]
-    return "  ".join(parts)
