@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit the run."""
+    """A checkpoint cannot be read or written, or does not fit the run."""
 
 
 @dataclass
@@ -68,9 +68,15 @@ def save_checkpoint(path: Path, position: Position, **parts: Any) -> None:
 
     Args:
         parts: state dicts and plain values; ``config`` (TOML text) and ``identity`` are expected among them.
+
+    Raises:
+        CheckpointError: it cannot be written, for want of space, say.
     """
-    with atomic_file(path) as temporary:
-        torch.save({"format": FORMAT, "position": asdict(position), **parts}, temporary)
+    try:
+        with atomic_file(path) as temporary:
+            torch.save({"format": FORMAT, "position": asdict(position), **parts}, temporary)
+    except (OSError, RuntimeError) as error:  # torch raises the latter when the disk is full
+        raise CheckpointError(f"{path} could not be written: {error}. The one written before it is whole") from error
 
 
 def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:

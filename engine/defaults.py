@@ -66,7 +66,12 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         model=replace(config.model, model=model, amp=amp),
         optimizer=replace(optimizer, lr=lr, weight_decay=decay, warmup_epochs=warmup),
         # A configuration that is written down and given back begins a run of its own.
-        run=replace(config.run, device=device.type, threads=config.run.threads or max(1, int(cores)), resume=None),
+        run=replace(
+            config.run,
+            device=str(device) if config.run.device.startswith("cuda:") else device.type,
+            threads=config.run.threads or max(1, int(cores)),
+            resume=None,
+        ),
     )
 
 

@@ -86,7 +86,7 @@ def process(device: str) -> Iterator[Process]:
         device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
 
     Raises:
-        DeviceError: CUDA is asked for and absent.
+        DeviceError: CUDA, or more of its devices than there are, is asked for.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -97,6 +97,8 @@ def process(device: str) -> Iterator[Process]:
     where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", local_rank if where.index is None else where.index)
+        if where.index is not None and where.index >= torch.cuda.device_count():
+            raise DeviceError(f"{where} is wanted, but there are {torch.cuda.device_count()} CUDA devices here")
         torch.cuda.set_device(where)
     if world > 1:
         backend = "nccl" if where.type == "cuda" else "gloo"

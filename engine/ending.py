@@ -10,7 +10,7 @@ from engine.metrics import EvaluationResult, write_class_counts_csv, write_confu
 from engine.report import write_report
 from engine.samples import write_predictions
 from engine.stopping import Ending
-from engine.trainer import BEST, Trainer
+from engine.trainer import BEST, MODEL, Trainer
 from engine.verdict import verdict
 from loaders.cores import usable_cores
 
@@ -21,6 +21,8 @@ def finish(trainer: Trainer, ending: Ending) -> None:
     run = trainer.run
     if run is None:
         return
+    if not run.file(MODEL).exists():
+        trainer.save_model()
     data = trainer.data
     write_class_counts_csv(
         run.file("class_counts.csv"), data.classes, data.train.class_counts(), data.val.class_counts()
@@ -68,10 +70,11 @@ def _final_evaluation(trainer: Trainer) -> tuple[EvaluationResult | None, list[d
     accuracies = [row[2] for row in position.history]
     last_is_best = bool(accuracies) and accuracies.index(max(accuracies)) == len(accuracies) - 1
     last = trainer.last_result
-    if last is None or not last_is_best:
-        best = trainer.process.broadcast(trainer.run.file(BEST) if trainer.run and position.history else None)
-        if best is not None:
-            trainer.learner.load_state_dict(load_checkpoint(best)[1])
+    if last is None or not last_is_best or position.next_batch:
+        state = load_checkpoint(trainer.run.file(BEST))[1] if trainer.run and position.history else None
+        state = trainer.process.broadcast(state)
+        if state is not None:
+            trainer.learner.load_state_dict(state)
         last = trainer.evaluate(options.resolution.val_resolution)
     result, predictions = last
     sizes: list[dict[str, Any]] = []

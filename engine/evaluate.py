@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ from engine.defaults import default_loader, default_workers
 from engine.distributed import DeviceError, process
 from engine.evaluation import evaluate
 from engine.metrics import EvaluationResult, write_confusion_csv, write_per_class_csv
-from engine.model import ModelError, model_summary
+from engine.model import ModelError, has_depthwise_convolutions, model_summary
 from engine.precision import PrecisionError, resolve_amp
 from engine.saved_model import SavedModelError, load_model
 from engine.toml import read_toml
@@ -105,8 +106,8 @@ def run(options: Options) -> list[tuple[int, EvaluationResult]]:
         if workers == "auto":
             workers = default_workers(usable_cores(this.local_world), this.device)
         backend = default_loader(this.device)[0] if options.loader == "auto" else options.loader
-        precision = resolve_amp(options.amp, this.device)
-        transfer = Transfer(this.device, saved.mean, saved.std)
+        precision = resolve_amp(options.amp, this.device, depthwise=has_depthwise_convolutions(model))
+        transfer = Transfer(this.device, saved.mean, saved.std, dtype=precision.dtype or torch.float32)
         results = []
         with create_loader(backend, (dataset,), workers, bad, this.device) as loader:
             for resolution in options.resolutions or (saved.resolution,):

@@ -43,12 +43,14 @@ class StepOptions:
         clip_grad: largest norm of the gradient, 0 for no limit.
         skip_nonfinite: leave out an update whose loss is not finite. It costs a wait for the device at each step.
         compile: compile the model for full batches; partial ones run without.
+        channels_last: the layout that batches come in.
     """
 
     grad_accum_steps: int = 1
     clip_grad: float = 0.0
     skip_nonfinite: bool = False
     compile: bool = False
+    channels_last: bool = True
 
 
 class Learner:
@@ -123,7 +125,7 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            self.sums[3] += 1
+            self.sums[3] += self.process.is_main  # all ranks skip together
             return
         self.sums[0] += loss
         self.sums[1] += correct
@@ -195,8 +197,10 @@ class Learner:
         """
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             buffers = [buffer.clone() for buffer in self.model.buffers()]
-            images = torch.randn(batch_size, 3, resolution, resolution, device=self.device)
-            images = images.contiguous(memory_format=torch.channels_last)
+            dtype = self.precision.dtype or torch.float32  # what the transfer stage delivers
+            images = torch.randn(batch_size, 3, resolution, resolution, device=self.device, dtype=dtype)
+            if self.options.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
             train_mode(self.model)
             size = -(-batch_size // self.options.grad_accum_steps)
             with autocast(self.precision, self.device):
@@ -222,7 +226,8 @@ class Learner:
         """Take over what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the loss was not scaled
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.sums.copy_(state["sums"])

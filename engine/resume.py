@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import CheckpointError, Position, load_checkpoint
-from engine.config import Config
+from engine.config import Config, ConfigError
+from engine.rundir import is_running
 from engine.toml import from_toml
 from loaders.dataset import ImageData
 
@@ -40,8 +41,6 @@ WARNED = {
     "run.tta": "accuracies before and after the change cannot be compared",
     "run.deterministic": "other algorithms round differently",
 }
-
-_UNSET = (None, "auto", ())
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,19 @@ def find(config: Config, data: ImageData) -> Resumed | None:
         return None
     if wanted != "auto":
         path = Path(wanted).expanduser()
-        return _open(path if path.is_file() else path / LAST, config, data)
+        path = path if path.is_file() else path / LAST
+        if is_running(path.parent):
+            raise CheckpointError(f"{path.parent} is being trained by another process")
+        return _open(path, config, data)
     checkpoints = sorted(config.run.output.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in checkpoints:
         if _finished(path.parent):
             continue
         try:
-            return _open(path, config, data)
-        except CheckpointError as error:
+            if not is_running(path.parent):
+                return _open(path, config, data, strict=True)
+            logger.info("Not resumed: %s is being trained by another process", path.parent)
+        except (CheckpointError, ConfigError) as error:
             logger.info("Not resumed: %s", error)
     logger.info("No unfinished run with these options and data in %s; a new one begins", config.run.output)
     return None
@@ -101,13 +105,16 @@ def _finished(run: Path) -> bool:
         return False
 
 
-def _open(path: Path, config: Config, data: ImageData) -> Resumed:
+def _open(path: Path, config: Config, data: ImageData, strict: bool = False) -> Resumed:
+    """Read a checkpoint and check that it agrees; with ``strict``, no change that alters results is allowed."""
     position, state = load_checkpoint(path)
     saved = from_toml(state["config"], Config(), str(path))
     merged, warnings, refusals = reconcile(config, saved)
     if state["identity"] != identity(data):
         refusals.append("the images, labels or files' sizes differ from those it was trained on")
-    if position.finished and merged.optimizer.epochs <= position.epoch:
+    if strict:
+        refusals += warnings
+    if position.finished and merged.optimizer.epochs <= position.epoch and _finished(path.parent):
         refusals.append(f"it is finished; give it more --epochs than {position.epoch} to go on")
     if refusals:
         raise CheckpointError(f"{path} cannot be resumed: {'; '.join(refusals)}")
@@ -146,9 +153,12 @@ def reconcile(requested: Config, saved: Config) -> tuple[Config, list[str], list
 
 
 def _left_open(name: str, value: Any) -> bool:
+    """Say whether an option has the default that is resolved when a run begins."""
     if name in ("resolution.val_resolution", "run.threads"):
         return value == 0
-    return value in _UNSET and name not in EXACT - {"loader.num_workers"}
+    if name == "resolution.resolutions":
+        return value == ()
+    return value == "auto" and name not in ("resolution.batch_sizes", "run.resume")
 
 
 def _flag(field: str) -> str:
@@ -156,4 +166,6 @@ def _flag(field: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "not set"
+    return "not set" if value in (None, "") else str(value)

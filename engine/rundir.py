@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import math
 import re
@@ -30,6 +31,21 @@ SUMMARY_COLUMNS = (
 )
 
 
+LOCK = ".running"  # held while a process writes to the folder
+
+
+def is_running(path: Path) -> bool:
+    """Say whether a living process writes to a run's folder."""
+    try:
+        with (path / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 class RunDirectory:
     """Writes what a run leaves behind. Only the main process has one.
 
@@ -43,8 +59,10 @@ class RunDirectory:
     def __init__(self, path: Path, keep_epochs: int | None = None, keep_steps: int | None = None) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        self._lock = (path / LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         if keep_epochs is not None:
-            self._drop_records(keep_epochs, keep_steps or 0)
+            self._tidy(keep_epochs, keep_steps or 0)
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(path), purge_step=keep_steps)
 
@@ -86,6 +104,8 @@ class RunDirectory:
     def close(self) -> None:
         self._metrics.close()
         self._tensorboard.close()
+        self._lock.close()
+        self.file(LOCK).unlink(missing_ok=True)
 
     def _append_summary(self, values: dict[str, Any]) -> None:
         path = self.file("summary.csv")
@@ -96,7 +116,13 @@ class RunDirectory:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
 
-    def _drop_records(self, epochs: int, steps: int) -> None:
+    def _tidy(self, epochs: int, steps: int) -> None:
+        """Remove what belongs to the time after the checkpoint, and what a kill left half written."""
+        for leftover in self.path.glob(".*"):
+            if leftover.name != LOCK:
+                leftover.unlink()
+        self.file("result.json").unlink(missing_ok=True)
+        self.file("bad_samples.csv").unlink(missing_ok=True)
         kept = [
             line
             for line in read_records(self.file("metrics.jsonl"))

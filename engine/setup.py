@@ -17,6 +17,7 @@ from engine.losses import class_weights
 from engine.model import create_model, model_summary, pretrained_statistics
 from engine.optim import create_optimizer, parameter_groups
 from engine.precision import resolve_amp
+from engine.progressive import ProgressiveSchedule
 from kernels.random import Stream, permutation
 from loaders.augment import PRESETS, Augmentation
 from loaders.dataset import ImageData, ImageDataset
@@ -41,6 +42,30 @@ def _limited(dataset: ImageDataset, count: int, seed: int) -> ImageDataset:
     if not 0 < count < len(dataset):
         return dataset
     return dataset.select(np.sort(permutation(seed, 0, len(dataset), Stream.SPLIT)[:count]))
+
+
+def check_data(config: Config, data: ImageData) -> None:
+    """Refuse what the data at hand make impossible.
+
+    Raises:
+        ConfigError: there is nothing to train on, or an option needs images that are not there.
+    """
+    if not len(data.train):
+        raise ConfigError(f"{data.name} has no training images")
+    largest = max(stage.batch_size for stage in ProgressiveSchedule.from_config(config).stages)
+    if config.loader.drop_last and len(data.train) < largest:
+        raise ConfigError(
+            f"--drop-last leaves nothing of {len(data.train)} training images in batches of {largest}: lower --batch-size"
+        )
+    if len(data.val):
+        return
+    wants = {
+        "--target": config.run.target,
+        "--early-stop": config.run.early_stop,
+        "--resolution-schedule metric": config.resolution.resolution_schedule == "metric",
+    }
+    for option in (option for option, wanted in wants.items() if wanted):
+        raise ConfigError(f"{option} needs validation images, and {data.name} has none: raise --val-fraction")
 
 
 def augmentation_of(config: AugmentConfig) -> Augmentation:
@@ -134,6 +159,7 @@ def create_learner(config: Config, data: ImageData, process: Process) -> tuple[L
             config.optimizer.clip_grad,
             config.loss.on_nonfinite == "skip",
             options.compile,
+            options.channels_last,
         ),
         ema_decay=options.ema_decay if options.ema else None,
         max_shapes=len(config.resolution.resolutions),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+logger = logging.getLogger("headrace")
 
 EXIT_INTERRUPTED = 75  # stopped by a signal after saving: run again with --resume auto
 
@@ -28,18 +31,26 @@ class Ending:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT; the loop looks at it after each step. A second SIGINT ends the process at once."""
+    """Set by SIGTERM or SIGINT; the loop looks at it after each step. A second SIGINT ends the process at once.
+
+    torchrun passes on an interrupt that the terminal has sent to the whole group already, so what follows within two
+    seconds counts as the same one.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._at = 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._at = signal.Signals(number), now
+            logger.info("%s: this step is finished and saved, then the run stops", self.signal.name)
+        elif number == signal.SIGINT and now - self._at > 2:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,14 +23,15 @@ from engine.model import ModelError
 from engine.optim import OptimizerError
 from engine.precision import PrecisionError
 from engine.preview import print_plan
-from engine.resume import Resumed, find
+from engine.resume import Resumed, find, identity
 from engine.rundir import RunDirectory, new_run_path
-from engine.setup import create_learner, limit
-from engine.stopping import EXIT_INTERRUPTED, StopRequest, stop_on_signals
+from engine.setup import check_data, create_learner, limit
+from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
 from engine.validation import validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
+from loaders.contract import LoaderError
 from loaders.dataset import ImageData
 from loaders.opening import DataError, open_data
 from loaders.registry import create_loader
@@ -44,6 +46,7 @@ USER_ERRORS = (
     DeviceError,
     FreezeError,
     ImportError,
+    LoaderError,
     ModelError,
     NonFiniteLossError,
     OptimizerError,
@@ -55,7 +58,7 @@ USER_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 after a user's error, 75 after a signal."""
+    """Run the command line; return the exit code: 0, 2 after a user's error, 75 after a signal that it saved on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if os.environ.get("RANK", "0") != "0":
         logger.setLevel(logging.WARNING)
@@ -64,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ending = train(config)
     except USER_ERRORS as error:
         fail(error)
+    except KeyboardInterrupt:
+        return 130
     return EXIT_INTERRUPTED if ending is not None and ending.interrupted else 0
 
 
@@ -86,23 +91,34 @@ def train(config: Config) -> Ending | None:
     Raises:
         Exception: any of USER_ERRORS, whose message says what to do.
     """
-    with process(config.run.device) as this, stop_on_signals() as stop:
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    with process(config.run.device) as this:
         data = _open(config, this)
-        resumed = find(config, data) if this.is_main else None
-        if this.world > 1:
-            resumed = this.broadcast(resumed)
+        resumed = this.broadcast(find(config, data) if this.is_main else None)
         if resumed is not None:
             _warn_of_other_processes(resumed, this)
             config = resumed.config
-        config = resolve(config, data.train, this)
+        config = _agreed(resolve(config, data.train, this), this)
         validate(config)
+        check_data(config, data)
         torch.set_num_threads(config.run.threads)
         torch.use_deterministic_algorithms(config.run.deterministic)
         torch.backends.cudnn.benchmark = not config.run.deterministic
         if config.run.plan:
             print_plan(config, data, this)
             return None
-        return _run(config, data, this, stop, resumed)
+        return _run(config, data, this, resumed)
+
+
+def _agreed(config: Config, this: Process) -> Config:
+    """Return what rank 0 resolved, but for the workers and threads of this machine."""
+    agreed = this.broadcast(config)
+    return replace(
+        agreed,
+        loader=replace(agreed.loader, num_workers=config.loader.num_workers),
+        run=replace(agreed.run, threads=config.run.threads),
+    )
 
 
 def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
@@ -134,6 +150,8 @@ def _open(config: Config, this: Process) -> ImageData:
             )
         this.barrier()
     data = limit(data, options.limit_train, options.limit_val, config.run.seed)
+    if any(other != identity(data) for other in this.gather(identity(data))):
+        raise DataError("the processes see different images: every machine needs the same files at the same paths")
     logger.info(
         "Data: %s, %d training and %d validation images in %d classes",
         data.name, len(data.train), len(data.val), len(data.classes),
@@ -141,7 +159,7 @@ def _open(config: Config, this: Process) -> ImageData:
     return data
 
 
-def _run(config: Config, data: ImageData, this: Process, stop: StopRequest, resumed: Resumed | None) -> Ending:
+def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None) -> Ending:
     learner, normalization = create_learner(config, data, this)
     run = _run_directory(config, data, resumed) if this.is_main else None
     try:
@@ -161,7 +179,7 @@ def _run(config: Config, data: ImageData, this: Process, stop: StopRequest, resu
             this.device,
             config.loader.prefetch,
         )
-        with loader:
+        with loader, stop_on_signals() as stop:
             logger.info("Loader: %s", loader.describe())
             trainer = Trainer(config, data, this, learner, normalization, loader, run, stop, resumed)
             ending = trainer.fit()

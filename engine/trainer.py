@@ -27,7 +27,7 @@ from engine.setup import Normalization, augmentation_of, model_arguments
 from engine.stopping import Clock, Ending, StopRequest, stopped_improving
 from engine.telemetry import Telemetry
 from engine.values import Target, parse_duration, parse_target
-from loaders.bad_samples import BadSamples
+from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import Loader
 from loaders.dataset import ImageData
 from loaders.plan import EpochPlan, View
@@ -105,10 +105,11 @@ class Trainer:
             NonFiniteLossError: the loss is not finite, and that is to end the run.
         """
         epochs = self.config.optimizer.epochs
-        self._warm_up(self.schedule.stages[-1], first=True)
+        largest = max(self.schedule.stages, key=lambda stage: stage.batch_size * stage.resolution**2)
+        self._warm_up(largest, first=True)
         self._restore_rng()
         self._saved_at = time.monotonic()
-        warm = self.schedule.stages[-1].index
+        warm = largest.index
         while self.position.epoch < epochs:
             stage = self._stage()
             started = time.monotonic()
@@ -117,7 +118,10 @@ class Trainer:
                 self._warm_up(stage)
                 warm = stage.index
             self.position.switch_seconds += time.monotonic() - started
-            ending = self._train_epoch(stage)
+            try:
+                ending = self._train_epoch(stage)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(stage) from error
             if ending is None:
                 ending = self._end_epoch(stage)
             if ending is not None:
@@ -138,13 +142,16 @@ class Trainer:
         try:
             self.learner.warm_up(share, stage.resolution)
         except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"a batch of {share} images of {stage.resolution} px does not fit into the memory of "
-                f"{self.process.device}: lower --batch-size, split it with --grad-accum-steps "
-                f"{2 * self.config.optimizer.grad_accum_steps}, or use --amp bf16"
-            ) from error
+            raise self._out_of_memory(stage) from error
         if not first and self.process.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _out_of_memory(self, stage: Stage) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"a batch of {-(-stage.batch_size // self.process.world)} images of {stage.resolution} px does not fit "
+            f"into the memory of {self.process.device}: lower --batch-size, split it with --grad-accum-steps "
+            f"{2 * self.config.optimizer.grad_accum_steps}, or use --amp bf16"
+        )
 
     def _finish(self, ending: Ending) -> Ending:
         self.position.finished = ending.finished
@@ -182,8 +189,9 @@ class Trainer:
         if self.position.next_batch == 0:
             self.learner.reset_sums()
         self.telemetry.start()
+        self._watched_from = self.position.samples_seen
         self.transfer.take_wait_seconds()
-        self._before = self.position.train_seconds
+        self._before, self._steps_before, self._steps_to_check = self.position.train_seconds, self.position.steps, 1
         self._ending: Ending | None = None
         self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
         self._started = time.monotonic()
@@ -205,9 +213,9 @@ class Trainer:
             done = train_epoch(
                 self.learner, self.loader, self.transfer, epoch, self.position, self._after_step, self._progress
             )
-            self._count_time()
             if done:
-                self._log()
+                self._log()  # reads the sums, so that the device has done all steps
+            self._count_time()
         return None if done else self._ending
 
     def lr_factor(self, progress: float) -> float:
@@ -234,12 +242,14 @@ class Trainer:
     def _after_step(self, batch: DeviceBatch) -> bool:
         """Log, save, and look whether the run has to end; return True if it has."""
         self._recent.append((self.position.steps, batch.indices))
-        due = self.position.steps % self.config.run.log_every == 0
-        if due:
+        if self.position.steps % self.config.run.log_every == 0:
             self._log()
-        # Several ranks must agree, which costs a message, so they look only when they log; one looks at every step.
-        if not due and self.process.world > 1:
-            return False
+        # Several ranks must agree, which costs a message, so they look every few seconds; one looks at every step.
+        if self.process.world > 1:
+            self._steps_to_check -= 1
+            if self._steps_to_check > 0:
+                return False
+            self._steps_to_check = self._check_interval()
         stop, late, save = self._agree(
             bool(self.stop), self.clock.is_over(), time.monotonic() - self._saved_at >= self.save_every
         )
@@ -257,6 +267,12 @@ class Trainer:
             self._save(LAST)
             self._before, self._started = self.position.train_seconds, time.monotonic()
         return False
+
+    def _check_interval(self) -> int:
+        """Return after how many steps the ranks look again: about five seconds' worth, the same number on all."""
+        done = max(self.position.steps - self._steps_before, 1)
+        seconds = torch.tensor((time.monotonic() - self._started) / done, device=self.process.device)
+        return max(1, int(5 / max(float(self.process.maximum(seconds)), 1e-3)))
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Return each flag as it is on any rank."""
@@ -300,12 +316,13 @@ class Trainer:
         )
 
     def _check_finite(self) -> None:
-        first = self.learner.first_nonfinite
-        step = int(first.item())
-        if not self._agree(step >= 0)[0]:
+        own_step = int(self.learner.first_nonfinite.item())
+        if not self._agree(own_step >= 0)[0]:
             return
-        indices: list[int] = next((found.tolist() for number, found in self._recent if number == step), [])
-        paths = [self.data.train.paths[index] for index in indices]
+        indices: list[int] = next((found.tolist() for number, found in self._recent if number == own_step), [])
+        found = self.process.gather((own_step, [self.data.train.paths[index] for index in indices]))
+        step = min(number for number, _ in found if number >= 0)
+        paths = [path for number, names in found if number == step for path in names]
         names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
         raise NonFiniteLossError(
             f"the loss at step {step} (epoch {self.position.epoch + 1}) is not finite. Its samples: {names}. "
@@ -316,7 +333,8 @@ class Trainer:
     def _end_epoch(self, stage: Stage) -> Ending | None:
         """Evaluate, record and save; return how the run ends if it ends here."""
         position = self.position
-        telemetry = self.telemetry.collect(len(self.data.train) // self.process.world)
+        self._share_bad_samples()
+        telemetry = self.telemetry.collect((position.samples_seen - self._watched_from) // self.process.world)
         sums = self.process.sum(self.learner.sums.clone()).tolist()
         record: dict[str, Any] = {
             "epoch": position.epoch,
@@ -332,6 +350,7 @@ class Trainer:
         if len(self.data.val):
             result, predictions = self.evaluate(self.config.resolution.val_resolution)
             self.last_result = (result, predictions)
+            self._share_bad_samples()
             record |= {"val_loss": result.loss, "top1": result.top1, "top5": result.top5}
             improved = position.best is None or result.top1 > position.best
             position.best = max(result.top1, position.best or 0.0)
@@ -359,14 +378,16 @@ class Trainer:
         if self.run is not None:
             self.run.record_epoch(record, position.steps)
             tqdm.write(epoch_line(record, self.config.optimizer.epochs))
-        self._save(LAST)
         if improved or not len(self.data.val):
             self._save(BEST)
             self.save_model()
+        self._save(LAST)  # after the best: a kill in between repeats the epoch and finds the best again
         return self._ending_after_epoch(record)
 
     def _ending_after_epoch(self, record: dict[str, Any]) -> Ending | None:
         options = self.config
+        if self.position.epoch == options.optimizer.epochs:
+            return None
         stop, late, reached, stalled = self._agree(
             bool(self.stop),
             self.clock.is_over(),
@@ -383,6 +404,14 @@ class Trainer:
         if late:
             return Ending(f"the time limit of {options.run.time_limit} is reached", finished=False)
         return None
+
+    def _share_bad_samples(self) -> None:
+        """Let every rank know, and the first one write down, what any of them found."""
+        if self.process.world == 1:
+            return
+        rows = {row for rows in self.process.gather(self.bad_samples.state_dict()) for row in rows}
+        for dataset in (self.data.train, self.data.val):
+            self.bad_samples.record(dataset, [BadSample(*row) for row in sorted(rows) if row[0] == dataset.name])
 
     def evaluate(self, resolution: int) -> tuple[EvaluationResult, Predictions]:
         """Evaluate the weights to keep on the validation set."""
@@ -419,8 +448,8 @@ class Trainer:
         save_model(self.run.file(MODEL), self.learner.evaluated, metadata)
 
     def _save(self, name: str) -> None:
+        self._check_finite()
         states = self.process.gather(rng_state(self.process.device))
-        bad = self.process.gather(self.bad_samples.state_dict())
         state = self.learner.state_dict() | {"sums": self.process.sum(self.learner.sums.clone())}
         self._saved_at = time.monotonic()
         if self.run is None:
@@ -432,7 +461,7 @@ class Trainer:
             identity=identity(self.data),
             world=self.process.world,
             rng=states,
-            bad_samples=sorted({tuple(row) for rows in bad for row in rows}),
+            bad_samples=self.bad_samples.state_dict(),
             **state,
         )
 
@@ -442,7 +471,6 @@ class Trainer:
         self.learner.load_state_dict(resumed.state)
         if not self.process.is_main:
             self.learner.sums.zero_()  # rank 0 has the sums of all
-        self.bad_samples.load_state_dict([tuple(row) for row in resumed.state["bad_samples"]])
         self._rng = resumed.state["rng"]
 
     def _restore_rng(self) -> None:

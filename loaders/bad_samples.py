@@ -102,5 +102,9 @@ class BadSamples:
         return [(s.dataset, s.index, s.path, s.reason) for s in self._found.values()]
 
     def load_state_dict(self, state: list[tuple[str, int, str, str]]) -> None:
-        """Take over what an earlier part of the run found."""
+        """Take over what an earlier part of the run found, and write it to the CSV anew."""
         self._found = {(row[0], row[1]): BadSample(*row) for row in state}
+        if self.csv_path is not None:
+            self.csv_path.unlink(missing_ok=True)
+        for sample in self._found.values():
+            self._append(sample)

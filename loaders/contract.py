@@ -16,6 +16,10 @@ from loaders.dataset import ImageDataset
 from loaders.plan import BatchPlan, EpochPlan
 
 
+class LoaderError(RuntimeError):
+    """A loader cannot go on; the message says why."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One rank's share of one batch, on the loader's device.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loaders.bad_samples import BadSample
+from loaders.contract import LoaderError
 from loaders.dali_geometry import Geometry, lay_out
 from loaders.dataset import ImageDataset, PixelForm
 from loaders.pixels import PixelError, decode
@@ -77,7 +78,7 @@ class JobMaker:
         """Make a job.
 
         Raises:
-            RuntimeError: no good sample was found to replace a bad one.
+            LoaderError: no good sample was found to replace a bad one.
         """
         while True:
             job = self._try(number, plan)
@@ -140,7 +141,7 @@ class JobMaker:
             if index not in self._bad[number]:
                 return candidate
             bad.append(self._bad_sample(number, index))
-        raise RuntimeError(
+        raise LoaderError(
             f"no readable image found in place of {dataset.paths[int(plan.indices[position])]} "
             f"in {MAX_REPLACEMENTS} tries: most files of {dataset.name} seem to be damaged"
         )

@@ -10,6 +10,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from loaders.bad_samples import BadSample, BadSamples
-from loaders.contract import Batch, Loader
+from loaders.contract import Batch, Loader, LoaderError
 from loaders.dataset import ImageDataset
 from loaders.pixels import PixelError, load_window, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
@@ -119,7 +120,7 @@ class _Decoder(Dataset[_Answer]):
             if reason is None:
                 return index
             bad.append(BadSample(dataset.name, index, dataset.paths[index], reason))
-        raise RuntimeError(
+        raise LoaderError(
             f"no readable image found in place of {dataset.paths[int(plan.indices[position])]} "
             f"in {MAX_REPLACEMENTS} tries: most files of {dataset.name} seem to be damaged"
         )
@@ -197,9 +198,12 @@ class TorchLoader(Loader):
     def _next_answer(self, batches: Iterator[_Answer]) -> _Answer:
         try:
             return next(batches)
-        except (ConnectionError, EOFError) as error:  # it died while its shared memory was being handed over
-            raise RuntimeError(
-                "a worker process was killed, perhaps by the system for want of memory: lower --num-workers"
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            # A worker that dies may break the connection over which its shared memory is handed over.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                f"a worker process was killed, perhaps by the system for want of memory: lower --num-workers ({error})"
             ) from error
 
     def _start(self, plan: EpochPlan) -> DataLoader[Any]:
@@ -241,9 +245,17 @@ def _identity(answer: Any) -> Any:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C to the main process, which finishes its step and then stops the workers."""
+    """Leave signals to the main process, which finishes its step and then stops the workers.
+
+    A signal to the whole group reaches the workers too. Only a second SIGTERM ends one, as multiprocessing sends it to
+    what is left at the end.
+    """
+
+    def first_sigterm(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, first_sigterm)
     torch.set_num_threads(1)
 
 
