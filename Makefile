@@ -17,6 +17,8 @@ test: environment
 
 test-simd:
 	@scripts/environment.sh simd
+	@.venv-simd/bin/python -c "from PIL import features; from loaders.pixels import pillow_version as version; \
+		assert 'simd' in version() and features.check('webp'), version(); print('Testing with', version())"
 	.venv-simd/bin/python -m pytest tests/test_pixels.py tests/test_loader_contract.py -k "not dali"
 
 lint: environment

@@ -68,7 +68,7 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         # A configuration that is written down and given back begins a run of its own.
         run=replace(
             config.run,
-            device=str(device) if config.run.device.startswith("cuda:") else device.type,
+            device=config.run.device if config.run.device.startswith("cuda:") else device.type,
             threads=config.run.threads or max(1, int(cores)),
             resume=None,
         ),

@@ -55,7 +55,8 @@ def check_data(config: Config, data: ImageData) -> None:
     largest = max(stage.batch_size for stage in ProgressiveSchedule.from_config(config).stages)
     if config.loader.drop_last and len(data.train) < largest:
         raise ConfigError(
-            f"--drop-last leaves nothing of {len(data.train)} training images in batches of {largest}: lower --batch-size"
+            f"--drop-last leaves nothing of {len(data.train)} training images in batches of {largest}: "
+            "lower --batch-size"
         )
     if len(data.val):
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class BadSamples:
 
     Args:
         policy: ``skip`` or ``raise``.
-        max_fraction: the run ends when more than this fraction of a data set (rounded up to whole samples) is bad.
+        max_fraction: the run ends when more than this fraction of a data set is bad; above 0, one sample always may be.
         csv_path: where to write the list, appended to as samples are found; None for nowhere.
     """
 
@@ -58,9 +57,10 @@ class BadSamples:
     def __iter__(self) -> Iterator[BadSample]:
         return iter(self._found.values())
 
-    def known(self, dataset: ImageDataset) -> set[int]:
-        """Return the indices of this data set known to be bad."""
-        return {index for name, index in self._found if name == dataset.name} | dataset.problems.keys()
+    def known(self, dataset: ImageDataset) -> dict[int, str]:
+        """Return what is known to be bad in a data set: the reason for each index."""
+        found = {index: sample.reason for (name, index), sample in self._found.items() if name == dataset.name}
+        return dataset.problems | found
 
     def record(self, dataset: ImageDataset, samples: Iterable[BadSample]) -> None:
         """Record samples found bad; those known already count once.
@@ -79,7 +79,7 @@ class BadSamples:
                 self._found[sample.dataset, sample.index] = sample
                 self._append(sample)
         bad = sum(name == dataset.name for name, _ in self._found)
-        if bad > math.ceil(self.max_fraction * len(dataset)):
+        if bad > max(self.max_fraction * len(dataset), self.max_fraction > 0):
             listing = f"; they are listed in {self.csv_path}" if self.csv_path else ""
             first = next(s for s in self._found.values() if s.dataset == dataset.name)
             raise TooManyBadSamplesError(

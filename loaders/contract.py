@@ -46,9 +46,9 @@ class Loader(ABC):
     """Feeds batches of one or several data sets, one epoch at a time.
 
     ``run`` may be called any number of times, with any plan over the loader's data sets, sizes and batch sizes as they
-    come: nothing is rebuilt. Leaving an epoch early (``break``, an exception) is allowed; the next ``run`` starts
-    right. Starting a second ``run`` ends the first. ``close``, leaving the ``with`` block or losing the last
-    reference releases every thread and process.
+    come: nothing is rebuilt, but for what has to grow with the largest batch so far. Leaving an epoch early
+    (``break``, an exception) is allowed; the next ``run`` starts right. Starting a second ``run`` ends the first.
+    ``close``, leaving the ``with`` block or losing the last reference releases every thread and process.
 
     A sample that Pillow refuses is bad; what happens then is up to ``bad_samples``: see loaders.bad_samples.
     """

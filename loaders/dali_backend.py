@@ -82,7 +82,7 @@ class DaliLoader(Loader):
         self.device = device
         self.prefetch = prefetch
         self._num_threads = max(1, min(num_workers, len(os.sched_getaffinity(0))))
-        self._maker = JobMaker(self.datasets, self._num_threads)
+        self._maker = JobMaker(self.datasets, self._num_threads, bad_samples)
         self._source = _Source()
         self._pipeline: Pipeline | None = None
         self._max_batch_size = 0

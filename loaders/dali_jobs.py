@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders.bad_samples import BadSample
+from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import LoaderError
 from loaders.dali_geometry import Geometry, lay_out
 from loaders.dataset import ImageDataset, PixelForm
@@ -61,12 +61,13 @@ class JobMaker:
     Args:
         datasets: what plans may refer to.
         num_threads: threads to examine files with.
+        bad_samples: what is known to be bad already.
     """
 
-    def __init__(self, datasets: Sequence[ImageDataset], num_threads: int) -> None:
+    def __init__(self, datasets: Sequence[ImageDataset], num_threads: int, bad_samples: BadSamples) -> None:
         self._datasets = datasets
         self._num_threads = num_threads
-        self._bad: list[dict[int, str]] = [dict(dataset.problems) for dataset in datasets]
+        self._bad: list[dict[int, str]] = [bad_samples.known(dataset) for dataset in datasets]
         self._to_convert: list[set[int]] = [
             # libjpeg leaves it open whether CMYK is stored inverted: Pillow and DALI answer it differently.
             set(np.flatnonzero(dataset.forms == PixelForm.CMYK).tolist())

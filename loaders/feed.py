@@ -42,6 +42,7 @@ class ImageLoader:
         mean, std: of the normalization, for pixels in 0..1.
         dtype: of the images.
         seed: of everything drawn.
+        drop_last: leave out the last training batch of an epoch when it is not full.
         on_bad_sample: what a file that cannot be decoded does.
         max_bad_fraction: more bad files than this fraction end the epoch.
         rank, world: this process's share; None for what torch.distributed says.
@@ -73,6 +74,8 @@ class ImageLoader:
         self.resolution = resolution
         self.batch_size = batch_size
         self.train = train
+        if isinstance(augment, str) and augment not in PRESETS:
+            raise ValueError(f"there is no augmentation preset {augment!r}; choose one of {', '.join(PRESETS)}")
         self.augmentation = PRESETS[augment] if isinstance(augment, str) else augment
         self.seed = seed
         self.drop_last = drop_last

@@ -42,8 +42,9 @@ def index_images(
     paths = StringColumn.of(listing.paths)
     stored = cache / "index" / f"{_content_key(paths, listing)}.npz"
     columns = _restore(stored, len(listing))
-    if columns is None:
-        columns = _read_all(name, paths, show_progress)
+    if columns is None or columns[3]:
+        # What could not be read is looked at again: permissions and network file systems mend without a trace.
+        columns = _read_all(name, paths, show_progress) if columns is None else _read_again(paths, columns)
         _store(stored, columns)
     upright, orientations, forms, problems = columns
     if problems:
@@ -101,6 +102,14 @@ def _read_all(name: str, paths: StringColumn, show_progress: bool) -> _Columns:
     finally:
         executor.shutdown(cancel_futures=True)
     return upright, orientations, forms, dict(sorted(problems.items()))
+
+
+def _read_again(paths: StringColumn, columns: _Columns) -> _Columns:
+    upright, orientations, forms, problems = columns
+    still: dict[int, str] = {}
+    for index in problems:
+        still |= read_headers(paths, index, index + 1, upright, orientations, forms)
+    return upright, orientations, forms, still
 
 
 def _store(path: Path, columns: _Columns) -> None:

@@ -114,7 +114,7 @@ def load_window(
         width, height = image.size
         left, top, right, bottom = _stored_box(window, orientation)
         box = [left * width, top * height, right * width, bottom * height]
-        if scaled and image.format == "JPEG":
+        if scaled and image.format in ("JPEG", "MPO"):  # the latter is a JPEG with further pictures behind it
             enlargement = min(box[2] - box[0], box[3] - box[1]) / (2 * resolution)
             factor = next((f for f in (8, 4, 2) if enlargement >= f), 1)
             if factor > 1:

@@ -11,7 +11,7 @@ from typing import Literal
 
 logger = logging.getLogger("headrace")
 
-Transport = Literal["shared-memory", "pipe"]
+Transport = Literal["shared-memory", "pipe", "none"]
 
 
 def worker_context() -> BaseContext:
@@ -30,22 +30,31 @@ def worker_context() -> BaseContext:
 
 
 def choose_transport(bytes_in_flight: int) -> Transport:
-    """Return how batches travel: shared memory, or a pipe where /dev/shm is too small (Docker gives 64 MB)."""
-    try:
-        status = os.statvfs("/dev/shm")
-    except OSError:
-        free = 0
-    else:
-        free = status.f_bavail * status.f_frsize
-    # The consumer may hold a few batches, and the largest resolution of a schedule may be still to come.
-    if free >= 4 * bytes_in_flight:
-        return "shared-memory"
+    """Return how batches travel: shared memory, or a pipe where /dev/shm is too small (Docker gives 64 MB).
+
+    Args:
+        bytes_in_flight: of one process's batches; the other processes of a job on this machine need as much each.
+    """
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # Twice, because the consumer may hold some of the batches while others are on their way.
+    return "shared-memory" if _free_shared_memory() >= 2 * sharing * bytes_in_flight else "pipe"
+
+
+def warn_of_pipes() -> None:
+    """Say why batches come through pipes."""
     logger.warning(
         "/dev/shm has %d MB free, too little for batches in shared memory; they go through pipes, which is slower. "
         "In Docker, --shm-size=2g or --ipc=host helps",
-        free // 1_000_000,
+        _free_shared_memory() // 1_000_000,
     )
-    return "pipe"
+
+
+def _free_shared_memory() -> int:
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize
 
 
 def _numba_threads_running() -> bool:

@@ -81,11 +81,12 @@ def find_in_folder(folder: Path, val_fraction: float, seed: int) -> Source:
         what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"{root} {what}. {LAYOUTS}")
     names = _subfolders(root)
-    by_lower = {name.lower(): name for name in reversed(names)}
+    # A folder without class folders in it is a class of that name, not a split.
+    by_lower = {name.lower(): name for name in reversed(names) if _subfolders(os.path.join(root, name))}
     train = next((by_lower[name] for name in TRAIN_NAMES if name in by_lower), None)
     val = next((by_lower[name] for name in VAL_NAMES if name in by_lower), None)
     if train is None:
-        if names and all(name.lower() in VAL_NAMES for name in names):
+        if by_lower and all(name in VAL_NAMES for name in by_lower):
             raise DataError(f"{root} has {join_names(names)} but no train folder. {LAYOUTS}")
         classes, (listing,) = _list_splits([root])
         return split_source(classes, listing, root, val_fraction, seed)

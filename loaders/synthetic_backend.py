@@ -22,18 +22,29 @@ class SyntheticLoader(Loader):
         super().__init__(datasets, 0, bad_samples)
         self.device = device
         self._pixels: dict[tuple[int, int], torch.Tensor] = {}
+        self._runs = 0
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
+        self._runs += 1
+        return self._deliver(plan, self._runs)
+
+    def _deliver(self, plan: EpochPlan, current: int) -> Iterator[Batch]:
         for batch in plan:
-            shape = (len(batch), batch.resolution)
-            if shape not in self._pixels:
-                size = (len(batch), batch.resolution, batch.resolution, 3)
-                generator = torch.Generator(self.device).manual_seed(plan.seed)
-                self._pixels[shape] = torch.randint(
-                    0, 256, size, dtype=torch.uint8, device=self.device, generator=generator
-                ).permute(0, 3, 1, 2)
+            if current != self._runs:
+                raise RuntimeError("this epoch has ended: the loader was closed or another epoch was started")
             labels = torch.from_numpy(plan.dataset.labels[batch.indices])
-            yield Batch(self._pixels[shape], labels, torch.from_numpy(batch.indices), batch.keys, batch)
+            images = self._images(len(batch), batch.resolution, plan.seed)
+            yield Batch(images, labels, torch.from_numpy(batch.indices), batch.keys, batch)
+
+    def _images(self, count: int, resolution: int, seed: int) -> torch.Tensor:
+        shape = (count, resolution)
+        if shape not in self._pixels:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            size = (count, resolution, resolution, 3)
+            pixels = torch.randint(0, 256, size, dtype=torch.uint8, device=self.device, generator=generator)
+            self._pixels[shape] = pixels.permute(0, 3, 1, 2)
+        return self._pixels[shape]
 
     def close(self) -> None:
+        self._runs += 1
         self._pixels.clear()

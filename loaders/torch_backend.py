@@ -6,6 +6,7 @@ every data set, epoch, resolution and batch size.
 
 from __future__ import annotations
 
+import math
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from loaders.contract import Batch, Loader, LoaderError
 from loaders.dataset import ImageDataset
 from loaders.pixels import PixelError, load_window, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
-from loaders.processes import Transport, choose_transport, worker_context
+from loaders.processes import Transport, choose_transport, warn_of_pipes, worker_context
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -33,6 +34,7 @@ class _Request:
 
     dataset: int
     plan: BatchPlan
+    transport: Transport
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +52,19 @@ class _Answer:
 class _Decoder(Dataset[_Answer]):
     """Turns a request into pixels; lives in the workers."""
 
-    def __init__(self, datasets: Sequence[ImageDataset], replace: bool, transport: Transport) -> None:
+    def __init__(self, datasets: Sequence[ImageDataset], bad_samples: BadSamples) -> None:
         self.datasets = datasets
-        self.replace = replace
-        self.transport = transport
+        self.replace = bad_samples.policy == "skip"
         self.known_bad: dict[tuple[int, int], str] = {
             (number, index): reason
             for number, dataset in enumerate(datasets)
-            for index, reason in dataset.problems.items()
+            for index, reason in bad_samples.known(dataset).items()
         }
 
     def __getitem__(self, request: _Request) -> _Answer:  # type: ignore[override]
         dataset, plan = self.datasets[request.dataset], request.plan
         size = plan.resolution
-        pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
+        pixels = _empty((len(plan), size, size, 3), request.transport)
         view = pixels.numpy()
         indices, keys = plan.indices.copy(), plan.keys.copy()
         kept = np.ones(len(plan), np.bool_)
@@ -84,7 +85,7 @@ class _Decoder(Dataset[_Answer]):
         if not kept.all():
             pixels, indices, keys = pixels[torch.from_numpy(kept)], indices[kept], keys[kept]
         return _Answer(
-            pixels if self.transport == "shared-memory" else pixels.numpy(),
+            pixels.numpy() if request.transport == "pipe" else pixels,
             dataset.labels[indices],
             indices,
             keys,
@@ -126,20 +127,29 @@ class _Decoder(Dataset[_Answer]):
         )
 
 
+def _empty(shape: tuple[int, ...], transport: Transport) -> torch.Tensor:
+    """Return uint8 memory to fill; what is to be shared is allocated so, which saves a copy."""
+    if transport != "shared-memory" or not math.prod(shape):
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
 class _Requests(Sampler[_Request]):
     """The sampler through which plans reach the workers; ``start`` says which."""
 
     def __init__(self) -> None:
         self._number = 0
         self._plan: EpochPlan | None = None
+        self._transport: Transport = "none"
 
-    def start(self, number: int, plan: EpochPlan) -> None:
-        self._number, self._plan = number, plan
+    def start(self, number: int, plan: EpochPlan, transport: Transport) -> None:
+        self._number, self._plan, self._transport = number, plan, transport
 
     def __iter__(self) -> Iterator[_Request]:
         assert self._plan is not None
         for batch in self._plan:
-            yield _Request(self._number, batch)
+            yield _Request(self._number, batch, self._transport)
 
 
 class TorchLoader(Loader):
@@ -165,6 +175,7 @@ class TorchLoader(Loader):
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[_Answer] | None = None
         self._runs = 0
+        self._warned = False
 
     def describe(self) -> str:
         place = f"{self.num_workers} worker processes" if self.num_workers else "the main thread"
@@ -175,8 +186,8 @@ class TorchLoader(Loader):
         self._runs += 1
         current = self._runs
         if self._loader is None:
-            self._loader = self._start(plan)
-        self._requests.start(number, plan)
+            self._loader = self._start()
+        self._requests.start(number, plan, self._transport(plan))
         self._batches = iter(self._loader)
         return self._deliver(plan, current)
 
@@ -206,11 +217,19 @@ class TorchLoader(Loader):
                 f"a worker process was killed, perhaps by the system for want of memory: lower --num-workers ({error})"
             ) from error
 
-    def _start(self, plan: EpochPlan) -> DataLoader[Any]:
-        size = plan.view.resolution
-        batch_bytes = 3 * size * size * -(-plan.view.batch_size // plan.world)
-        transport = choose_transport(batch_bytes * self.prefetch * self.num_workers) if self.num_workers else "pipe"
-        decoder = _Decoder(self.datasets, self.bad_samples.policy == "skip", transport)
+    def _transport(self, plan: EpochPlan) -> Transport:
+        """Return how this epoch's batches come back, by the room that they need on this machine."""
+        if not self.num_workers:
+            return "none"
+        batch_bytes = 3 * plan.view.resolution**2 * -(-plan.view.batch_size // plan.world)
+        transport = choose_transport(batch_bytes * self.prefetch * self.num_workers)
+        if transport == "pipe" and not self._warned:
+            warn_of_pipes()
+            self._warned = True
+        return transport
+
+    def _start(self) -> DataLoader[Any]:
+        decoder = _Decoder(self.datasets, self.bad_samples)
         # A generator of its own: the DataLoader would draw from the global one, which dropout draws from as well.
         generator = torch.Generator()
         if not self.num_workers:

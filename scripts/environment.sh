@@ -5,29 +5,30 @@
 #   scripts/environment.sh simd    the same with pillow-simd (built for AVX2) in place of Pillow, linked as .venv-simd
 #
 # Environments are kept in $HEADRACE_ENVIRONMENTS (default ~/.cache/headrace/environments), named by the hash of what
-# defines them, so that clones share them and a changed pyproject.toml gets a new one. PYTHON chooses the interpreter.
+# they hold, so that clones share them and changed dependencies get a new one. PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 kind=${1:-base}
-python=${PYTHON:-python3}
 store=${HEADRACE_ENVIRONMENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/headrace/environments}
 pillow_simd="pillow-simd==12.1.1.post0"
 
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
-    { echo "error: Headrace needs Python 3.11 or 3.12; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+fail() { echo "error: $*" >&2; exit 1; }
 
-hash=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; cat pyproject.toml scripts/environment.sh; } | sha256sum | cut -c1-16)
-base=$store/$hash
+for link in .venv .venv-simd; do
+    if [ -e "$link" ] && [ ! -L "$link" ]; then fail "$link is not a link that this script made: move it away"; fi
+done
 
-# Builds in a temporary place and renames, so that an interrupted installation is never taken for a whole one. A
-# virtual environment knows its own path, hence the two-step marker instead of a renamed folder.
-make_base() {
-    [ -e "$base/.complete" ] && return
-    echo "Making the environment in $base (once; several gigabytes with CUDA libraries)"
-    rm -rf "$base"
-    "$python" -m venv "$base"
-    "$python" - > "$base/requirements.txt" <<'PY'
+python=
+for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || fail "Headrace needs Python 3.11 or 3.12 with venv (Debian: python3-venv); PYTHON=... names one"
+
+requirements=$("$python" - <<'PY'
 import tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
@@ -35,6 +36,19 @@ extras = project["optional-dependencies"]
 wanted = project["dependencies"] + extras["dali"] + extras["onnx"] + extras["dev"]
 print("\n".join(line for line in wanted if not line.startswith("headrace[")))
 PY
+)
+# The base interpreter, not the virtual environment that may be active, decides.
+interpreter=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
+hash=$(printf '%s\n' "$interpreter" "$requirements" "$pillow_simd" | sha256sum | cut -c1-16)
+base=$store/$hash
+
+# A virtual environment knows its own path, so it is made in place; the marker at the end says that it is whole.
+make_base() {
+    if [ -e "$base/.complete" ]; then return; fi
+    echo "Making the environment in $base (once; several gigabytes with CUDA libraries)"
+    rm -rf "$base"
+    "$python" -m venv "$base"
+    echo "$requirements" > "$base/requirements.txt"
     "$base/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check -r "$base/requirements.txt"
     touch "$base/.complete"
 }
@@ -43,21 +57,26 @@ PY
 make_simd() {
     local layer=$store/$hash-simd
     if [ ! -e "$layer/.complete" ]; then
-        echo "Building pillow-simd for AVX2 in $layer"
-        if ! echo '#include <jpeglib.h>' | cc -include stdio.h -E - >/dev/null 2>&1; then
+        grep -q avx2 /proc/cpuinfo || fail "pillow-simd is built for AVX2, which this processor lacks"
+        local probe='#include <stdio.h>
+            #include <jpeglib.h>
+            #include <zlib.h>
+            #include <webp/encode.h>'
+        if ! { command -v cc >/dev/null && echo "$probe" | cc -E - >/dev/null 2>&1; }; then
+            local packages="gcc libjpeg-dev zlib1g-dev libwebp-dev"
             if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-                apt-get update -qq && apt-get install -y -qq libjpeg-dev zlib1g-dev >/dev/null
+                apt-get update -qq && apt-get install -y -qq $packages >/dev/null
             else
-                echo "error: pillow-simd needs the headers of libjpeg: sudo apt-get install libjpeg-dev zlib1g-dev" >&2
-                exit 1
+                fail "pillow-simd needs a compiler and headers: sudo apt-get install $packages"
             fi
         fi
+        echo "Building pillow-simd for AVX2 in $layer"
         rm -rf "$layer"
         "$python" -m venv "$layer"
         CC="cc -mavx2" "$layer/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check \
-            --no-deps --no-binary pillow-simd "$pillow_simd"
-        "$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-            > "$("$layer/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+            --no-cache-dir --no-deps --no-binary pillow-simd -C webp=enable "$pillow_simd"
+        local site='import sysconfig; print(sysconfig.get_path("purelib"))'
+        "$base/bin/python" -c "$site" > "$("$layer/bin/python" -c "$site")/base.pth"
         touch "$layer/.complete"
     fi
     ln -sfn "$layer" .venv-simd

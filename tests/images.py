@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,21 +79,27 @@ def photos(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = ((90, 70
     return paths
 
 
-DAMAGES = ("early", "late", "png", "webp", "bmp", "empty", "text")
+DAMAGES = ("early", "late", "png", "webp", "bmp", "empty", "text", "bomb")
 
 
 def damaged(folder: Path, damage: str, name: str = "bad") -> Path:
     """Write a file that Pillow refuses and return its path.
 
     Args:
-        damage: one of DAMAGES: a JPEG cut off early or late, another format cut off, an empty file, a text.
+        damage: one of DAMAGES: a JPEG cut off early or late, another format cut off, an empty file, a text, a header
+            that promises 400 megapixels.
     """
-    suffix = f".{damage}" if damage in ("png", "webp", "bmp") else ".jpg"
+    suffix = f".{damage}" if damage in ("png", "webp", "bmp") else ".png" if damage == "bomb" else ".jpg"
     path = folder / f"{name}{suffix}"
     if damage == "empty":
         path.write_bytes(b"")
     elif damage == "text":
         path.write_text("This is no image.")
+    elif damage == "bomb":
+        header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+        chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+        data = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     else:
         photo(80, 60, seed=7).save(path)
         data = path.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 
 from engine import train
 from engine.checkpoint import load_checkpoint
-from engine.rundir import read_records
+from engine.rundir import RunDirectory, read_records
 from tests.folders import image_folder
+from tests.images import DAMAGES, damaged
 
 SMALL = ["--model", "resnet10t", "--batch-size", "8", "--resolutions", "32,48", "--num-workers", "1", "--threads", "1"]
 
@@ -228,17 +230,76 @@ def test_plan_prints_the_stages_and_stops(folder: Path, tmp_path: Path, capsys: 
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_files_are_listed_or_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    data = image_folder(tmp_path / "data", train=60)
-    victims = sorted((data / "train").rglob("*.jpg"))[:3]
-    victims[0].write_bytes(b"")
-    victims[1].write_bytes(victims[1].read_bytes()[:300])
-    victims[2].write_text("no image")
-    options = [str(data), *SMALL, "--epochs", "1", "--max-bad-fraction", "0.1", "--output", str(tmp_path / "runs")]
-    train.main(options)
-    with (run_directory(tmp_path / "runs") / "bad_samples.csv").open() as file:
-        listed = {row["path"] for row in csv.DictReader(file)}
-    assert listed == {str(path) for path in victims}
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_bad_files_are_listed_or_end_the_run(tmp_path: Path, loader: str, capsys: pytest.CaptureFixture) -> None:
+    """A thousand images with a file of each kind of damage: skipped and listed, or the first one named."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    data = image_folder(tmp_path / "data", train=1000, val=30, side=24)
+    victims = [damaged(data / "train" / "red", kind, f"damaged-{kind}") for kind in DAMAGES]
+    victims.append(damaged(data / "val" / "red", "early", "damaged-in-validation"))
+    options = [
+        str(data), *SMALL, "--epochs", "1", "--batch-size", "64", "--loader", loader, "--output", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    assert train.main(options) == 0
+    run = run_directory(tmp_path / "runs")
+    with (run / "bad_samples.csv").open() as file:
+        listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(listed) == {str(path) for path in victims}
+    assert all(listed.values()), "each with a reason"
+    assert epochs_of(run)[0]["samples_seen"] == 1000 + len(DAMAGES), "replaced, not left out"
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         train.main([*options, "--on-bad-sample", "raise"])
-    assert any(str(path) in capsys.readouterr().err for path in victims)
+    unreadable = sorted(str(path) for path in victims if path.stem.split("-")[1] in ("bomb", "empty", "text"))
+    assert unreadable[0] in capsys.readouterr().err, "the first of those whose header tells"
+    with pytest.raises(SystemExit):
+        train.main([*options, "--max-bad-fraction", "0.001"])
+    assert "--max-bad-fraction" in capsys.readouterr().err
+
+
+def test_raise_names_a_file_whose_pixels_are_damaged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = image_folder(tmp_path / "data", train=30)
+    victim = damaged(data / "train" / "red", "early")
+    with pytest.raises(SystemExit):
+        train.main([str(data), *SMALL, "--on-bad-sample", "raise", "--output", str(tmp_path / "runs")])
+    assert str(victim) in capsys.readouterr().err
+
+
+def test_a_signal_to_the_whole_group_is_saved_on(folder: Path, tmp_path: Path) -> None:
+    """As torchrun, SLURM and systemd send it: the worker processes get it too."""
+    process = subprocess.Popen(
+        command(folder, tmp_path, "--epochs", "500", "--num-workers", "2"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("*/last.pt")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    position, _ = load_checkpoint(run_directory(tmp_path) / "last.pt")
+    assert not position.finished
+
+
+def test_a_kill_before_the_report_is_made_up_for(folder: Path, tmp_path: Path) -> None:
+    options = [str(folder), *SMALL, "--output", str(tmp_path), "--epochs", "1"]
+    train.main(options)
+    run = run_directory(tmp_path)
+    for name in ("result.json", "report.html", "confusion.csv"):
+        (run / name).unlink()
+    train.main([*options, "--resume", "auto"])
+    assert run_directory(tmp_path) == run
+    assert (run / "report.html").exists()
+    assert (run / "confusion.csv").exists()
+
+
+def test_a_running_run_is_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = [str(folder), *SMALL, "--output", str(tmp_path), "--epochs", "1"]
+    train.main([*options, "--time-limit", "0.001s"])
+    run = RunDirectory(run_directory(tmp_path))
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(run.path)])
+    assert "another process" in capsys.readouterr().err
+    train.main([*options, "--resume", "auto"])
+    assert len(list(tmp_path.iterdir())) == 2
+    run.close()
