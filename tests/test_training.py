@@ -239,7 +239,8 @@ def test_bad_files_are_listed_or_end_the_run(tmp_path: Path, loader: str, capsys
     victims = [damaged(data / "train" / "red", kind, f"damaged-{kind}") for kind in DAMAGES]
     victims.append(damaged(data / "val" / "red", "early", "damaged-in-validation"))
     options = [
-        str(data), *SMALL, "--epochs", "1", "--batch-size", "64", "--loader", loader, "--output", str(tmp_path / "runs"),
+        str(data), *SMALL, "--epochs", "1", "--batch-size", "64", "--loader", loader,
+        "--output", str(tmp_path / "runs"),
     ]  # fmt: skip
     assert train.main(options) == 0
     run = run_directory(tmp_path / "runs")
