@@ -158,11 +158,11 @@ class DaliLoader(Loader):
                 self.bad_samples.record(self.datasets[job.number], bad)
                 return None
         pixels = torch.from_dlpack(images.as_tensor())
-        padded = np.flatnonzero(job.geometry.padded)
-        if len(padded):
-            # On a GPU a few lines too many cost less than a list of samples to be sent there.
-            which = slice(None) if pixels.is_cuda else torch.from_numpy(padded)
-            _apply_gains(pixels, torch.from_dlpack(gains.as_tensor()), which)
+        if job.geometry.padded.any():
+            if pixels.is_cuda:
+                _apply_gains(pixels, torch.from_dlpack(gains.as_tensor()))
+            else:
+                _apply_gains_on_host(pixels.numpy(), job.geometry.gains, np.flatnonzero(job.geometry.padded))
         return pixels.permute(0, 3, 1, 2)
 
     def _repair(self, job: Job, error: RuntimeError) -> None:
@@ -212,9 +212,23 @@ class DaliLoader(Loader):
         self._drop_pipeline()
 
 
-def _apply_gains(pixels: torch.Tensor, gains: torch.Tensor, which: torch.Tensor | slice) -> None:
-    """Multiply the first and last rows and columns of ``pixels[which]`` (uint8 NHWC) by ``gains[which]``."""
+def _apply_gains(pixels: torch.Tensor, gains: torch.Tensor) -> None:
+    """Multiply the first and last rows and columns of ``pixels`` (uint8 NHWC) by ``gains`` (N, 4).
+
+    Most gains are 1, but a few lines too many cost a GPU less than a list of samples to be sent there.
+    """
     to_last = pixels.shape[1] - 1
     rows, columns = pixels[:, ::to_last], pixels[:, :, ::to_last]
     for lines, gain in ((rows, gains[:, :2, None, None]), (columns, gains[:, None, 2:, None])):
-        lines[which] = (lines[which] * gain[which]).round_().clamp_(max=255).to(torch.uint8)
+        lines.copy_((lines * gain).round_().clamp_(max=255))
+
+
+def _apply_gains_on_host(pixels: np.ndarray, gains: np.ndarray, which: np.ndarray) -> None:
+    """Multiply the first and last rows and columns of ``pixels[which]`` (uint8 NHWC) by ``gains[which]`` (N, 4).
+
+    With numpy, because PyTorch's threads would wait for cores that are busy decoding.
+    """
+    to_last = pixels.shape[1] - 1
+    rows, columns = pixels[:, ::to_last], pixels[:, :, ::to_last]
+    for lines, gain in ((rows, gains[:, :2, None, None]), (columns, gains[:, None, 2:, None])):
+        lines[which] = np.minimum(np.rint(lines[which] * gain[which]), 255)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import Batch, Loader, LoaderError
 from loaders.dataset import ImageDataset
-from loaders.pixels import PixelError, load_window, pillow_version
+from loaders.pixels import PixelError, load_into, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
 from loaders.processes import Transport, choose_transport, warn_of_pipes, worker_context
 
@@ -101,13 +101,16 @@ class _Decoder(Dataset[_Answer]):
             return reason
         dataset = self.datasets[number]
         try:
-            image = load_window(
-                dataset.paths[index], plan.windows[position], plan.resolution, int(dataset.orientations[index])
+            load_into(
+                dataset.paths[index],
+                plan.windows[position],
+                out,
+                bool(plan.flips[position]),
+                int(dataset.orientations[index]),
             )
         except PixelError as error:
             self.known_bad[number, index] = str(error)
             return str(error)
-        out[:] = image[:, ::-1] if plan.flips[position] else image
         return None
 
     def _load_replacement(
