@@ -6,10 +6,12 @@ it is closed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -18,6 +20,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from loaders.dataset import ImageDataset
+from loaders.plan import EpochPlan, View
 
 Output = Literal["uint8", "float32"]
 Images = Generator[torch.Tensor, None, None]
@@ -113,35 +116,89 @@ def torchvision_tensors(work: Work) -> Images:
 
 def dali(work: Work) -> Images:
     """A DALI pipeline with its own file reader and random crops: decodes on the GPU where the device is one."""
-    from nvidia.dali import fn, pipeline_def
-    from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+    from nvidia.dali import fn
+    from nvidia.dali.types import DALIImageType
 
-    cuda = work.device != "cpu"
-    device_id: Any = torch.cuda.current_device() if cuda else None
     files, labels = list(work.dataset.paths), work.dataset.labels.tolist()
 
-    @pipeline_def(
-        batch_size=work.batch_size,
-        num_threads=max(1, work.num_workers),
-        device_id=device_id,
-        seed=0,
-    )
-    def pipeline() -> Any:
+    def images() -> tuple[Any, Any]:
         encoded, _ = fn.readers.file(files=files, labels=labels, random_shuffle=True)
-        images: Any = fn.decoders.image_random_crop(
+        cropped = fn.decoders.image_random_crop(
             encoded,
-            device="mixed" if cuda else "cpu",
+            device="mixed" if work.device != "cpu" else "cpu",
             output_type=DALIImageType.RGB,
             random_area=SCALE,
             random_aspect_ratio=RATIO,
         )
-        images = fn.resize(images, size=[work.resolution] * 2, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
-        mirror = fn.random.coin_flip(probability=FLIP)
+        return cropped, fn.random.coin_flip(probability=FLIP)
+
+    return _dali_pipeline(work, images)
+
+
+def dali_windows(work: Work) -> Images:
+    """A DALI pipeline that is told files, windows and flips, drawn beforehand: what the loader ``dali`` has to do."""
+    from nvidia.dali import fn
+    from nvidia.dali.types import DALIDataType, DALIImageType
+
+    dataset, size = work.dataset, work.batch_size
+    plan = EpochPlan(dataset, 0, View(work.resolution, len(dataset), scale=SCALE, ratio=RATIO, flip=FLIP)).batch(0)
+    sides = np.stack([dataset.heights, dataset.widths], 1)[plan.indices]
+    anchors = np.rint(plan.windows[:, 1::-1] * sides).astype(np.int32)
+    shapes = np.rint(plan.windows[:, 3:1:-1] * sides).astype(np.int32)
+    flips = plan.flips.astype(np.int32)
+    starts = itertools.cycle(range(0, len(dataset) - size + 1, size))
+
+    def source() -> list[Any]:
+        start = next(starts)
+        batch = slice(start, start + size)
+        paths = [dataset.paths.encoded(index) for index in plan.indices[batch].tolist()]
+        return [paths, anchors[batch], shapes[batch], flips[batch]]
+
+    def images() -> tuple[Any, Any]:
+        path, anchor, shape, flip = fn.external_source(
+            source=source,
+            num_outputs=4,
+            batch=True,
+            dtype=[DALIDataType.UINT8, *[DALIDataType.INT32] * 3],
+            ndim=[1, 1, 1, 0],
+        )
+        cropped = fn.decoders.image_slice(
+            fn.io.file.read(path),  # type: ignore[attr-defined]
+            anchor,
+            shape,
+            axes=[0, 1],
+            normalized_anchor=False,
+            normalized_shape=False,
+            device="mixed" if work.device != "cpu" else "cpu",
+            output_type=DALIImageType.RGB,
+        )
+        return cropped, flip
+
+    return _dali_pipeline(work, images)
+
+
+def _dali_pipeline(work: Work, images: Callable[[], tuple[Any, Any]]) -> Images:
+    """Run a pipeline that resizes crops and flips them.
+
+    Args:
+        images: called within the definition; returns the crops and whether each is to be flipped.
+    """
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali.types import DALIDataType, DALIInterpType
+
+    device_id: Any = torch.cuda.current_device() if work.device != "cpu" else None
+
+    @pipeline_def(batch_size=work.batch_size, num_threads=max(1, work.num_workers), device_id=device_id, seed=0)
+    def pipeline() -> Any:
+        cropped, flip = images()
+        resized: Any = fn.resize(
+            cropped, size=[work.resolution] * 2, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True
+        )
         if work.output == "uint8":
-            return fn.flip(images, horizontal=mirror)
+            return fn.flip(resized, horizontal=flip)
         return fn.crop_mirror_normalize(
-            images,
-            mirror=mirror,
+            resized,
+            mirror=flip,
             dtype=DALIDataType.FLOAT,
             output_layout="CHW",
             mean=[255 * value for value in MEAN],
@@ -151,12 +208,13 @@ def dali(work: Work) -> Images:
     built = pipeline()
     built.build()
     while True:
-        (images,) = built.run()
-        yield torch.from_dlpack(images.as_tensor())
+        (delivered,) = built.run()
+        yield torch.from_dlpack(delivered.as_tensor())
 
 
 PEERS: dict[str, Callable[[Work], Images]] = {
     "peer:torchvision": torchvision_pillow,
     "peer:torchvision-v2": torchvision_tensors,
     "peer:dali": dali,
+    "peer:dali-windows": dali_windows,
 }

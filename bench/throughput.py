@@ -50,7 +50,7 @@ from loaders.registry import LOADER_NAMES, create_loader
 from loaders.transfer import Transfer
 
 MIN_EPOCH_IMAGES = 50_000
-COMPARED_WITH = {"torch": "peer:torchvision", "dali": "peer:dali"}
+COMPARED_WITH = {"torch": "peer:torchvision", "dali": "peer:dali-windows"}
 HEADINGS = ("loader", "workers", "images/s", "ratio", "cpu-ms", "MB", "first s", "others")
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
@@ -213,7 +213,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_measuring(parser)
     options = parser.parse_args(argv)
     if options.peers:
-        peers = [name for name in PEERS if name != "peer:dali" or "dali" in installed]
+        peers = [name for name in PEERS if not name.startswith("peer:dali") or "dali" in installed]
         options.loaders = list(dict.fromkeys([*options.loaders, *peers]))
     return options
 
