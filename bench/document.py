@@ -58,7 +58,8 @@ class Section:
 
 def _throughput(arguments: list[str]) -> tuple[list[Sheet], str]:
     results = throughput.run(throughput.parse(arguments))
-    return throughput.sheets(results), throughput.disturbance(results)
+    pairs = ", ".join(f"`{name}` to `{other}`" for name, other in throughput.COMPARED_WITH.items())
+    return throughput.sheets(results), f"Ratio: {pairs}. {throughput.disturbance(results)}".strip()
 
 
 def _training_loop(arguments: list[str]) -> tuple[list[Sheet], str]:

@@ -1,8 +1,9 @@
 """Antialiased bilinear resizing of a window, on one core.
 
-The filter is Pillow's (`Image.resize(box=...)` with ``BILINEAR``): a triangle as wide as the scale, at least two pixels,
-normalized over what lies inside the image. Both passes run along contiguous memory, so that they vectorize: rows are
-summed into rows, the result is transposed, and columns, now rows, are summed in the same way.
+The filter is Pillow's (``Image.resize(box=...)`` with ``BILINEAR``): a triangle as wide as the scale, at least two
+pixels, normalized over what lies inside the image. Both passes run along contiguous memory, so that they
+vectorize: rows are summed into rows, the result is transposed, and columns, now rows, are summed in the same way. A few
+rows at a time, while they are in the cache.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from numba import njit, types
 
 WEIGHT_BITS = 16  # weights are integers that add up to 2**16
 KEPT_BITS = 7  # bits after the point between the passes; 8 + 7 + 16 is what an int32 can sum
-_BLOCK = 16  # rows and columns transposed at a time, a cache line or less of each
+_BLOCK = 16  # results of a pass that are transposed together
 
 
 @njit(nogil=True)
 def _triangle_weights(start: float, extent: float, count: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what each of ``count`` results takes from an axis: first index (count,), taps (count,), weights (count, n).
+    """Return what each of ``count`` results takes from an axis: first index and taps (count,), weights (count, n).
 
     Rounding is carried from weight to weight, so that every row adds up to ``2**WEIGHT_BITS`` exactly.
     """
@@ -81,17 +82,16 @@ def _sum_rows(
 
 
 @njit(nogil=True)
-def _transpose(source: np.ndarray, out: np.ndarray) -> None:
-    height, width = source.shape
-    for top in range(0, height, _BLOCK):
-        if top + _BLOCK <= height:
-            for x in range(width):
-                for y in range(_BLOCK):  # a fixed count, which is unrolled
-                    out[x, top + y] = source[top + y, x]
+def _transpose_block(block: np.ndarray, turned: np.ndarray, column: int) -> None:
+    """Write the rows of ``block`` as columns of ``turned``, from ``column`` on."""
+    count = min(_BLOCK, turned.shape[1] - column)
+    for x in range(block.shape[1]):
+        if count == _BLOCK:
+            for y in range(_BLOCK):  # a fixed count, which is unrolled
+                turned[x, column + y] = block[y, x]
         else:
-            for x in range(width):
-                for y in range(top, height):
-                    out[x, y] = source[y, x]
+            for y in range(count):
+                turned[x, column + y] = block[y, x]
 
 
 @njit(
@@ -126,20 +126,23 @@ def resize_window(pixels: np.ndarray, left: float, top: float, width: float, hei
     length = 3 * (end - begin)
     sums = np.empty(max(length, 3 * rows), np.int32)
 
-    shrunk = np.empty((rows, length), np.uint16)
-    for y in range(rows):
-        _sum_rows(lines, y_firsts[y], y_taps[y], y_weights[y], WEIGHT_BITS - KEPT_BITS, sums, shrunk[y])
+    block = np.empty((_BLOCK, length), np.uint16)
     turned = np.empty((length, rows), np.uint16)
-    _transpose(shrunk, turned)
-    turned_columns = turned.reshape(end - begin, 3 * rows)  # the three channels of a column, one after another
-    finished = np.empty((columns, 3 * rows), np.uint8)
-    for x in range(columns):
-        _sum_rows(
-            turned_columns, x_firsts[x] - begin, x_taps[x], x_weights[x], WEIGHT_BITS + KEPT_BITS, sums, finished[x]
-        )
-    planes = finished.reshape(columns, 3, rows)
-    for y0 in range(0, rows, _BLOCK):
-        for x in range(columns):
-            for c in range(3):
-                for y in range(y0, min(y0 + _BLOCK, rows)):
-                    out[y, x, c] = planes[x, c, y]
+    shift = WEIGHT_BITS - KEPT_BITS
+    for first in range(0, rows, _BLOCK):
+        for y in range(first, min(first + _BLOCK, rows)):
+            _sum_rows(lines, y_firsts[y], y_taps[y], y_weights[y], shift, sums, block[y - first])
+        _transpose_block(block, turned, first)
+
+    sources = turned.reshape(end - begin, 3 * rows)  # the three channels of a column, one after another
+    results = np.empty((_BLOCK, 3 * rows), np.uint8)
+    planes = results.reshape(_BLOCK, 3, rows)
+    shift = WEIGHT_BITS + KEPT_BITS
+    for first in range(0, columns, _BLOCK):
+        count = min(_BLOCK, columns - first)
+        for x in range(first, first + count):
+            _sum_rows(sources, x_firsts[x] - begin, x_taps[x], x_weights[x], shift, sums, results[x - first])
+        for y in range(rows):
+            for x in range(count):
+                for channel in range(3):
+                    out[y, first + x, channel] = planes[x, channel, y]

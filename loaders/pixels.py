@@ -145,7 +145,7 @@ def load_into(path: str | Path, window: np.ndarray, out: np.ndarray, flip: bool 
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise PixelError(_reason(error)) from error
-    with open_image(path, io.BytesIO(data)) as image:
+    with open_image(path, io.BytesIO(data.data)) as image:
         box = _stored_box(window, orientation, image.size)
         factor = _draft_factor(image, box, len(out))
         # Pillow alone decodes to a fraction of the size, which saves more than torchvision's decoder does.
@@ -207,7 +207,7 @@ def _reason(error: Exception) -> str:
 
 
 def _stored_box(window: np.ndarray, orientation: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Turn a window of the upright image into left, top, right, bottom pixels of the stored one, whose size is given."""
+    """Turn a window of the upright image into left, top, right, bottom pixels of the stored one."""
     left, top, width, height = (float(v) for v in window)
     right, bottom = left + width, top + height
     if orientation in (2, 3, 7, 6):

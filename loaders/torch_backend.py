@@ -1,4 +1,4 @@
-"""The reference loader: PyTorch's DataLoader, worker processes, Pillow. Plain, and works everywhere.
+"""The reference loader: PyTorch's DataLoader and worker processes, decoding on the CPU. Works everywhere.
 
 A worker makes a whole batch at a time from a BatchPlan that reaches it through the sampler, so the same workers serve
 every data set, epoch, resolution and batch size.
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from loaders.bad_samples import BadSample, BadSamples
@@ -156,7 +157,7 @@ class _Requests(Sampler[_Request]):
 
 
 class TorchLoader(Loader):
-    """DataLoader worker processes and Pillow.
+    """DataLoader worker processes that decode what Pillow accepts.
 
     Args:
         datasets: what plans may refer to.
@@ -181,8 +182,12 @@ class TorchLoader(Loader):
         self._warned = False
 
     def describe(self) -> str:
-        place = f"{self.num_workers} worker processes" if self.num_workers else "the main thread"
-        return f"torch: {pillow_version()} in {place}"
+        place = (
+            f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
+            if self.num_workers
+            else "the main thread"
+        )
+        return f"torch: torchvision {torchvision.__version__} and {pillow_version()} in {place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
         number = self.datasets.index(plan.dataset)

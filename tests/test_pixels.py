@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from loaders import pixels
-from loaders.pixels import PixelError, decode, load_window
+from loaders.pixels import PixelError, decode, load_into, load_window
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -58,6 +60,81 @@ def test_scaled_decoding_only_where_pixels_abound(tmp_path: Path, resolution: in
     assert np.array_equal(exact, scaled) == (4 * resolution > 0.8 * 480)
 
 
+def loaded_into(path: Path, window: np.ndarray, resolution: int, **options: Any) -> np.ndarray:
+    out = np.full((resolution, resolution, 3), 7, np.uint8)
+    load_into(path, window, out, **options)
+    return out
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("image.jpg", "RGB", {}),
+        ("image.jpg", "RGB", {"quality": 95, "subsampling": 0}),
+        ("image.jpg", "RGB", {"subsampling": 1, "restart_marker_blocks": 3}),
+        ("image.jpg", "RGB", {"progressive": True}),
+        ("image.jpg", "RGB", {"keep_rgb": True}),
+        ("image.jpg", "L", {}),
+        ("image.jpg", "CMYK", {}),
+        ("image.png", "RGBA", {}),
+        ("image.png", "P", {}),
+        ("image.webp", "RGB", {}),
+        ("image.bmp", "L", {}),
+    ],
+)
+def test_loading_into_memory_gives_the_same_window(
+    tmp_path: Path, name: str, mode: str, options: dict[str, Any], orientation: int, flip: bool
+) -> None:
+    path = tmp_path / name
+    picture(211, 133).convert(mode).save(path, **options)
+    for window in ([0.1, 0.3, 0.45, 0.5], [0.0, 0.0, 1.0, 1.0], [0.7, 0.02, 0.3, 0.1], [0.2, 0.6, 0.1, 0.4]):
+        expected = load_window(path, np.array(window), 48, orientation)
+        loaded = loaded_into(path, np.array(window), 48, flip=flip, orientation=orientation)
+        difference = np.abs((expected[:, ::-1] if flip else expected).astype(np.int16) - loaded)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("resolution", [20, 60, 300])
+def test_loading_into_memory_scales_decoding_alike(tmp_path: Path, resolution: int) -> None:
+    path = tmp_path / "image.jpg"
+    picture(640, 480).save(path, quality=95)
+    window = np.array([0.05, 0.1, 0.9, 0.8])
+    loaded = loaded_into(path, window, resolution).astype(np.int16)
+    assert np.abs(loaded - load_window(path, window, resolution)).max() <= 1
+
+
+@pytest.mark.parametrize("behind", [b"", b"\xff\xd9", bytes(40), b"\xff\xd8 a picture in a picture \xff\xd9"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_loading_into_memory_refuses_what_pillow_refuses(
+    tmp_path: Path, options: dict[str, Any], behind: bytes
+) -> None:
+    path = tmp_path / "image.jpg"
+    picture(90, 60).save(path, **options)
+    content = path.read_bytes()
+    window = np.array([0.2, 0.1, 0.5, 0.4])
+    for length in {*range(0, len(content), 37), *range(len(content) - 5, len(content) + 1)}:
+        path.write_bytes(content[:length] + behind)
+        try:
+            expected = load_window(path, window, 16)
+        except PixelError as error:
+            with pytest.raises(PixelError, match=re.escape(str(error))):
+                loaded_into(path, window, 16)
+        else:
+            assert np.abs(expected.astype(np.int16) - loaded_into(path, window, 16)).max() <= 1
+
+
+def test_photos_are_loaded_alike(photos: Path) -> None:
+    for path in sorted(photos.glob("*/*"))[::10]:
+        window = np.array([0.21, 0.13, 0.52, 0.61])
+        expected = load_window(path, window, 128).astype(np.int16)
+        difference = np.abs(expected - loaded_into(path, window, 128))
+        assert difference.max() <= 1
+        assert difference.mean() < 0.3
+
+
 def test_refusals_name_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "whole.jpg"
     picture(300, 200).save(whole)
@@ -74,6 +151,8 @@ def test_refusals_name_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }.items():
         with pytest.raises(PixelError, match=reason):
             decode(tmp_path / name)
+        with pytest.raises(PixelError, match=reason):
+            loaded_into(tmp_path / name, np.array([0.0, 0.0, 1.0, 1.0]), 16)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(PixelError, match="megapixels"):
         decode(whole)
