@@ -182,7 +182,9 @@ class TorchLoader(Loader):
         self._warned = False
 
     def describe(self) -> str:
-        place = (
+        place = "the main thread"
+        if self.num_workers:
+            place = f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
             f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
             if self.num_workers
             else "the main thread"
