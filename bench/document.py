@@ -58,8 +58,7 @@ class Section:
 
 def _throughput(arguments: list[str]) -> tuple[list[Sheet], str]:
     results = throughput.run(throughput.parse(arguments))
-    pairs = ", ".join(f"`{name}` to `{other}`" for name, other in throughput.COMPARED_WITH.items())
-    return throughput.sheets(results), f"Ratio: {pairs}. {throughput.disturbance(results)}".strip()
+    return throughput.sheets(results), throughput.disturbance(results)
 
 
 def _training_loop(arguments: list[str]) -> tuple[list[Sheet], str]:

@@ -50,8 +50,8 @@ from loaders.registry import LOADER_NAMES, create_loader
 from loaders.transfer import Transfer
 
 MIN_EPOCH_IMAGES = 50_000
-COMPARED_WITH = {"torch": "peer:torchvision", "dali": "peer:dali-windows"}
-HEADINGS = ("loader", "workers", "images/s", "ratio", "cpu-ms", "MB", "first s", "others")
+COMPARED_WITH = {"torch": ("peer:torchvision", "peer:torchvision-v2"), "dali": ("peer:dali-windows", "peer:dali")}
+HEADINGS = ("loader", "workers", "images/s", "ratio", "to", "cpu-ms", "MB", "first s", "others")
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
@@ -76,12 +76,12 @@ def deliver(name: str, work: Work) -> Batches:
 
 @dataclass(frozen=True)
 class Result:
-    """One loader's figures for one piece of work."""
+    """One loader's figures for one piece of work, with its ratio to each peer measured beside it."""
 
     loader: str
     work: Work
     measurement: Measurement
-    ratio: Ratio | None
+    ratios: dict[str, Ratio]
 
     def record(self, machine: str) -> dict[str, Any]:
         """Return a record of the JSON file."""
@@ -93,7 +93,7 @@ class Result:
             "output": self.work.output,
             "device": self.work.device,
             **self.measurement.record(),
-            "ratio": asdict(self.ratio) | {"to": COMPARED_WITH[self.loader]} if self.ratio else None,
+            "ratios": {peer: asdict(ratio) for peer, ratio in self.ratios.items()},
             "machine": machine,
         }
 
@@ -123,8 +123,9 @@ def compare(
             cells = [Cell(label(*pair), partial(deliver, *pair)) for pair in group]
             measured = dict(zip(group, measure(cells, rounds=rounds, seconds=seconds, progress=progress), strict=True))
             for (name, work), figures in measured.items():
-                other = measured.get((COMPARED_WITH.get(name, ""), work))
-                results.append(Result(name, work, figures, Ratio.between(figures, other) if other else None))
+                peers = [peer for peer in COMPARED_WITH.get(name, ()) if (peer, work) in measured]
+                ratios = {peer: Ratio.between(figures, measured[peer, work]) for peer in peers}
+                results.append(Result(name, work, figures, ratios))
             report(results)
     return results
 
@@ -148,25 +149,29 @@ def sheets(results: Sequence[Result]) -> list[Sheet]:
         key=lambda r: (r.work.output, r.work.resolution, r.work.num_workers, -r.measurement.images_per_second.median),
     )
     return [
-        Sheet(f"{output}, {resolution} px", HEADINGS, [row(result) for result in group])
+        Sheet(f"{output}, {resolution} px", HEADINGS, [line for result in group for line in lines(result)])
         for (output, resolution), group in itertools.groupby(order, key=lambda r: (r.work.output, r.work.resolution))
     ]
 
 
-def row(result: Result) -> list[str]:
-    """Return a result's row of its table."""
-    measured, ratio = result.measurement, result.ratio
+def lines(result: Result) -> list[list[str]]:
+    """Return a result's row of its table, and one more for each further peer that it is compared with."""
+    measured = result.measurement
     rate = measured.images_per_second
-    return [
+    ratios = [
+        [f"{ratio.of_medians:.2f} ({ratio.min:.2f}-{ratio.max:.2f})", peer] for peer, ratio in result.ratios.items()
+    ] or [["", ""]]
+    first = [
         result.loader,
         str(result.work.num_workers),
         f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})",
-        f"{ratio.of_medians:.2f} ({ratio.min:.2f}-{ratio.max:.2f})" if ratio else "",
+        *ratios[0],
         f"{measured.cpu_ms_per_image:.2f}",
         f"{measured.peak_rss_mb:.0f}",
         f"{measured.seconds_to_first_batch:.1f}",
         f"{measured.foreign_cpu.max:.0%}" + "*" * (measured.disturbed_rounds > 0),
     ]
+    return [first, *(["", "", "", *ratio, "", "", "", ""] for ratio in ratios[1:])]
 
 
 def disturbance(results: Sequence[Result]) -> str:
@@ -183,10 +188,9 @@ def disturbance(results: Sequence[Result]) -> str:
 
 def legend() -> str:
     """Return what the columns of the tables mean."""
-    pairs = ", ".join(f"{name} to {peer}" for name, peer in COMPARED_WITH.items())
     return (
         "images/s: median (smallest-largest) over the rounds.\n"
-        f"ratio: {pairs}; of the medians (smallest-largest within a round).\n"
+        "ratio: of the medians, to the peer named beside it (smallest-largest within a round).\n"
         "cpu-ms: of all processes, per image. MB: peak resident memory. first s: from opening to the first batch.\n"
         "others: largest share of the machine's CPU time that went to other processes in a round."
     )

@@ -185,10 +185,6 @@ class TorchLoader(Loader):
         place = "the main thread"
         if self.num_workers:
             place = f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
-            f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
-            if self.num_workers
-            else "the main thread"
-        )
         return f"torch: torchvision {torchvision.__version__} and {pillow_version()} in {place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
