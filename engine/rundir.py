@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -61,6 +62,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.register_at_fork(after_in_child=self._lock.close)  # a worker that outlives this process must not hold it
         if keep_epochs is not None:
             self._tidy(keep_epochs, keep_steps or 0)
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
