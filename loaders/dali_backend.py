@@ -143,20 +143,13 @@ class DaliLoader(Loader):
         assert self._pipeline is not None
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         try:
-            images, gains, tails = self._pipeline.share_outputs(cuda_stream=stream)
+            images, gains = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
             self._drop_pipeline()
             self._repair(job, error)
             return None
         self._pipeline.release_outputs()
         self._pipeline.schedule_run()
-        unverified = self._maker.unverified(job, np.asarray(tails.as_tensor()))
-        if unverified:
-            bad = self._maker.examine(job.number, unverified)
-            if bad:
-                self._end_epoch()
-                self.bad_samples.record(self.datasets[job.number], bad)
-                return None
         pixels = torch.from_dlpack(images.as_tensor())
         if job.geometry.padded.any():
             if pixels.is_cuda:

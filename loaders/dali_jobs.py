@@ -14,6 +14,7 @@ from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import LoaderError
 from loaders.dali_geometry import Geometry, lay_out
 from loaders.dataset import ImageDataset, PixelForm
+from loaders.endings import end_properly
 from loaders.pixels import PixelError, decode
 from loaders.plan import BatchPlan, substitute
 
@@ -73,7 +74,7 @@ class JobMaker:
             set(np.flatnonzero(dataset.forms == PixelForm.CMYK).tolist())
             for dataset in datasets
         ]
-        self._verified: list[set[int]] = [set() for _ in datasets]
+        self._looked_at = [np.zeros(len(dataset), np.bool_) for dataset in datasets]
 
     def make(self, number: int, plan: BatchPlan) -> Job:
         """Make a job.
@@ -87,9 +88,11 @@ class JobMaker:
                 return job
 
     def _try(self, number: int, plan: BatchPlan) -> Job | None:
-        """Make a job, or find another bad sample while converting files and return None."""
+        """Make a job, or find another bad sample on the way and return None."""
         dataset = self._datasets[number]
         indices, keys, windows, flips, bad = self._select(number, plan)
+        if self._examine_new(number, indices):
+            return None
         widths, heights, orientations = dataset.widths[indices], dataset.heights[indices], dataset.orientations[indices]
         chosen = indices.tolist()
         paths = [dataset.paths.encoded(index) for index in chosen]
@@ -151,19 +154,15 @@ class JobMaker:
         dataset = self._datasets[number]
         return BadSample(dataset.name, index, dataset.paths[index], self._bad[number][index])
 
-    def unverified(self, job: Job, tails: np.ndarray) -> list[int]:
-        """Return the indices of the job's JPEGs that do not end as a JPEG should and are not known to be good.
-
-        A JPEG is decoded down to the last row of its window only, so DALI does not notice that the rest is missing.
-
-        Args:
-            tails: uint8 (n, 2), the last two bytes of each file.
-        """
-        verified = self._verified[job.number]
-        suspects = [i for i in job.indices[(tails != (0xFF, 0xD9)).any(1)].tolist() if i not in verified]
-        paths = self._datasets[job.number].paths
-        verified.update(index for index in suspects if not _is_jpeg(paths[index]))
-        return [index for index in suspects if index not in verified]
+    def _examine_new(self, number: int, indices: np.ndarray) -> bool:
+        """Look at files for the first time, with Pillow where the end is not proper; return whether some are bad."""
+        looked_at = self._looked_at[number]
+        new = indices[~looked_at[indices]]
+        if not len(new):
+            return False
+        looked_at[new] = True
+        suspects = new[~end_properly(self._datasets[number].paths, new)]
+        return bool(self.examine(number, suspects.tolist()))
 
     def examine(self, number: int, indices: Iterable[int]) -> list[BadSample]:
         """Decode files with Pillow, remember the outcome and return the bad ones."""
@@ -172,7 +171,6 @@ class JobMaker:
         with ThreadPoolExecutor(self._num_threads) as pool:
             reasons = list(pool.map(lambda index: _reason_of(dataset.paths[index]), distinct))
         self._bad[number].update({i: reason for i, reason in zip(distinct, reasons, strict=True) if reason is not None})
-        self._verified[number].update(i for i, reason in zip(distinct, reasons, strict=True) if reason is None)
         return [self._bad_sample(number, i) for i in distinct if i in self._bad[number]]
 
     def convert_from_now_on(self, number: int, indices: set[int]) -> bool:
@@ -180,11 +178,6 @@ class JobMaker:
         new = indices - self._to_convert[number]
         self._to_convert[number] |= new
         return bool(new)
-
-
-def _is_jpeg(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\xff\xd8"
 
 
 def _reason_of(path: str) -> str | None:

@@ -75,8 +75,8 @@ def build_pipeline(
 ) -> Pipeline:
     """Build the pipeline.
 
-    Its outputs are the images (uint8 HWC, on the device; lines at an image's edge still without their gain), the gains
-    (float32 (4,), on the device) and the last two bytes of the file (uint8 (2,), CPU).
+    Its outputs are the images (uint8 HWC, on the device; lines at an image's edge still without their gain) and the
+    gains (float32 (4,), on the device).
 
     Args:
         source: returns the inputs of the next batch, or raises StopIteration.
@@ -147,7 +147,7 @@ def build_pipeline(
         if transposed:
             images = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
         images = fn.flip(images, vertical=mirrored_vertically, horizontal=mirrored_horizontally)
-        return images, gains.gpu() if on_gpu else gains, encoded[-2:]
+        return images, gains.gpu() if on_gpu else gains
 
     pipeline = graph(
         batch_size=max_batch_size,
