@@ -25,6 +25,7 @@ from engine.metrics import EvaluationResult, write_confusion_csv, write_per_clas
 from engine.model import ModelError, has_depthwise_convolutions, model_summary
 from engine.precision import PrecisionError, resolve_amp
 from engine.saved_model import SavedModelError, load_model
+from engine.setup import open_images
 from engine.toml import read_toml
 from engine.values import comma_separated
 from loaders.bad_samples import BadSampleError, BadSamples, TooManyBadSamplesError
@@ -141,19 +142,7 @@ def _open(options: Options) -> ImageData:
     folder = options.run if options.run.is_dir() else options.run.parent
     if not (folder / "config.toml").exists():
         raise DataError(f"{folder} has no config.toml that says what it was trained on: name the DATA")
-    config = read_toml(folder / "config.toml", Config())
-    data = config.data
-    return open_data(
-        data.data,
-        csv=data.csv,
-        image_root=data.image_root,
-        path_column=data.path_column,
-        label_column=data.label_column,
-        split_column=data.split_column,
-        val_fraction=data.val_fraction,
-        seed=config.run.seed,
-        cache=data.cache,
-    )
+    return open_images(read_toml(folder / "config.toml", Config()))
 
 
 def _with_classes(data: ImageData, classes: tuple[str, ...], split: str) -> ImageDataset:

@@ -21,6 +21,7 @@ from engine.progressive import ProgressiveSchedule
 from kernels.random import Stream, permutation
 from loaders.augment import PRESETS, Augmentation
 from loaders.dataset import ImageData, ImageDataset
+from loaders.opening import open_data
 
 logger = logging.getLogger("headrace")
 
@@ -31,6 +32,27 @@ class Normalization:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+def open_images(config: Config, show_progress: bool = True) -> ImageData:
+    """Open the data that a configuration names, whole.
+
+    Raises:
+        DataError: the data are missing or have no layout that is understood.
+    """
+    options = config.data
+    return open_data(
+        options.data,
+        csv=options.csv,
+        image_root=options.image_root,
+        path_column=options.path_column,
+        label_column=options.label_column,
+        split_column=options.split_column,
+        val_fraction=options.val_fraction,
+        seed=config.run.seed,
+        cache=options.cache,
+        show_progress=show_progress,
+    )
 
 
 def limit(data: ImageData, limit_train: int, limit_val: int, seed: int) -> ImageData:

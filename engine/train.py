@@ -25,7 +25,7 @@ from engine.precision import PrecisionError
 from engine.preview import print_plan
 from engine.resume import Resumed, find, identity
 from engine.rundir import RunDirectory, new_run_path
-from engine.setup import check_data, create_learner, limit
+from engine.setup import check_data, create_learner, limit, open_images
 from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
@@ -33,7 +33,7 @@ from engine.validation import validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.contract import LoaderError
 from loaders.dataset import ImageData
-from loaders.opening import DataError, open_data
+from loaders.opening import DataError
 from loaders.registry import create_loader
 
 logger = logging.getLogger("headrace")
@@ -133,23 +133,11 @@ def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
 
 def _open(config: Config, this: Process) -> ImageData:
     """Open the data, the first process of a machine before the others, which then find the index made."""
-    options = config.data
     for turn in (True, False):
         if turn == (this.local_rank == 0):
-            data = open_data(
-                options.data,
-                csv=options.csv,
-                image_root=options.image_root,
-                path_column=options.path_column,
-                label_column=options.label_column,
-                split_column=options.split_column,
-                val_fraction=options.val_fraction,
-                seed=config.run.seed,
-                cache=options.cache,
-                show_progress=this.local_rank == 0,
-            )
+            data = open_images(config, show_progress=this.local_rank == 0)
         this.barrier()
-    data = limit(data, options.limit_train, options.limit_val, config.run.seed)
+    data = limit(data, config.data.limit_train, config.data.limit_val, config.run.seed)
     if any(other != identity(data) for other in this.gather(identity(data))):
         raise DataError("the processes see different images: every machine needs the same files at the same paths")
     logger.info(
