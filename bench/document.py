@@ -72,13 +72,13 @@ def _memory(arguments: list[str]) -> tuple[list[Sheet], str]:
 SECTIONS = {
     "loaders": Section(
         "throughput",
-        "--loaders torch,dali --peers --num-workers 2 --resolutions 128,224 --seconds 5 --rounds 5",
+        "--loaders torch,dali --peers --num-workers 2 --resolutions 128,224 --seconds 3 --rounds 4",
         True,
         _throughput,
     ),
     "workers": Section(
         "throughput",
-        "--loaders torch,dali --num-workers 0,1,2 --resolutions 224 --output uint8 --seconds 5 --rounds 3",
+        "--loaders torch,dali --num-workers 0,1,2 --resolutions 224 --output uint8 --seconds 3 --rounds 3",
         True,
         _throughput,
     ),

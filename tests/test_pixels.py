@@ -123,7 +123,9 @@ def test_loading_into_memory_refuses_what_pillow_refuses(
             with pytest.raises(PixelError, match=re.escape(str(error))):
                 loaded_into(path, window, 16)
         else:
-            assert np.abs(expected.astype(np.int16) - loaded_into(path, window, 16)).max() <= 1
+            # Versions of libjpeg smooth the unfinished scans of a damaged progressive file each in their own way.
+            limit = 1 if length == len(content) else 24
+            assert np.abs(expected.astype(np.int16) - loaded_into(path, window, 16)).max() <= limit
 
 
 def test_photos_are_loaded_alike(photos: Path) -> None:
