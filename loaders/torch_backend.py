@@ -6,8 +6,6 @@ every data set, epoch, resolution and batch size.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import signal
 import weakref
@@ -27,9 +25,6 @@ from loaders.dataset import ImageDataset
 from loaders.pixels import PixelError, load_into, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
 from loaders.processes import Transport, choose_transport, warn_of_pipes, worker_context
-
-_M_MMAP_THRESHOLD = -3  # as in malloc.h
-_LARGE = 1 << 20  # bytes
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -286,18 +281,7 @@ def _prepare_worker(number: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, first_sigterm)
-    _return_large_blocks()
     torch.set_num_threads(1)
-
-
-def _return_large_blocks() -> None:
-    """Have the C library give memory of large images back to the system.
-
-    glibc raises its threshold for that with every large block that is freed, and then keeps them: memory would grow
-    with the number of sizes that images and batches have.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _stop_workers(loader: DataLoader[Any]) -> None:
