@@ -35,6 +35,7 @@ _PRESET = "from --augment"
 
 Name = Annotated[str, option(metavar="NAME")]
 Count = Annotated[int, Bounds(0)]
+LoaderName = Literal["auto", "roi", "dali", "ffcv", "torch", "synthetic"]
 Positive = Annotated[int, Bounds(1)]
 NonNegative = Annotated[float, Bounds(0)]
 Probability = Annotated[float, Bounds(0, 1)]
@@ -74,10 +75,21 @@ class DataConfig:
 class LoaderConfig:
     """What decodes the images and brings them to the model."""
 
-    loader: Literal["auto", "torch", "dali", "synthetic"] = "auto"
-    """Backend; synthetic makes up images, to measure training alone."""
+    loader: LoaderName = "auto"
+    """Backend; synthetic makes up images, to measure training alone.
+    auto: by what is installed and how fast it proves here."""
     num_workers: Annotated[int | Literal["auto"], option("--workers", "-j", metavar="auto|N"), Bounds(0)] = "auto"
-    """Worker processes, or threads of dali (auto: by the cores)."""
+    """Worker processes of torch, threads of the others (auto: by the cores)."""
+    pack: Literal["auto", "shrink", "keep", "off"] = "auto"
+    """What roi does with image files when it first sees them.
+    shrink: pack them into the cache, as JPEGs of quality 90 and limited size.
+    keep: pack them with their original JPEG data.
+    off: read the files as they are.
+    auto: shrink; off where --loader auto has chosen roi."""
+    pack_side: Count = 0
+    """Longest side of packed images, in pixels (0: 500, or twice the largest size trained at)."""
+    renditions: Annotated[Resolutions, option(unset="none")] = ()
+    """Longest sides of smaller versions to pack as well, for long phases at low resolution."""
     on_bad_sample: Literal["skip", "raise"] = "skip"
     """A file that cannot be decoded is replaced and listed in bad_samples.csv, or ends the run."""
     max_bad_fraction: Probability = 0.01

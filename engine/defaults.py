@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 
-from engine.config import Config
+from engine.config import Config, LoaderName
 from engine.distributed import Process
 from engine.model import auto_model, create_model, has_depthwise_convolutions
 from engine.optim import default_lr
 from engine.precision import resolve_amp
+from loaders.choice import choose_loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
 
@@ -23,6 +23,8 @@ logger = logging.getLogger("headrace")
 
 def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     """Return the configuration with every ``auto`` replaced by what it stands for here.
+
+    The loader is measured by the first process alone; on the others it may still be ``auto``.
 
     Raises:
         PrecisionError: the device cannot run in the precision asked for.
@@ -37,9 +39,14 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     if workers == "auto":
         workers = default_workers(cores, device)
     loader = config.loader.loader
-    if loader == "auto":
-        loader, reason = default_loader(device)
+    if loader == "auto" and process.is_main:
+        batch_size = config.optimizer.batch_size
+        chosen, reason = choose_loader(train, device, workers, max(resolutions), max(1, batch_size // process.world))
+        loader = cast(LoaderName, chosen)
         logger.info("Loader: %s (%s)", loader, reason)
+    pack = config.loader.pack
+    if pack == "auto":
+        pack = "shrink" if config.loader.loader == "roi" else "off"
     optimizer = config.optimizer
     lr = default_lr(optimizer.opt, optimizer.batch_size) if optimizer.lr == "auto" else optimizer.lr
     decay = default_weight_decay(optimizer.opt) if optimizer.weight_decay == "auto" else optimizer.weight_decay
@@ -56,7 +63,13 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         amp = "bf16" if precision.dtype == torch.bfloat16 else "fp16"
     return replace(
         config,
-        loader=replace(config.loader, loader=loader, num_workers=workers),
+        loader=replace(
+            config.loader,
+            loader=loader,
+            num_workers=workers,
+            pack=pack,
+            pack_side=config.loader.pack_side or max(500, 2 * max(resolutions)),
+        ),
         resolution=replace(
             config.resolution,
             resolutions=resolutions,
@@ -99,15 +112,6 @@ def resolution_ladder(train: ImageDataset, device: torch.device) -> tuple[int, .
 def default_workers(cores: float, device: torch.device) -> int:
     """Return worker processes or threads: all cores feed a GPU; on a CPU the model needs them more."""
     return max(1, int(cores)) if device.type == "cuda" else max(1, int(cores) // 2)
-
-
-def default_loader(device: torch.device) -> tuple[Literal["torch", "dali"], str]:
-    """Return the loader to use and why."""
-    if device.type != "cuda":
-        return "torch", "there is no GPU to decode on"
-    if importlib.util.find_spec("nvidia.dali") is None:
-        return "torch", "DALI is not installed"
-    return "dali", "DALI decodes on the GPU"
 
 
 def default_warmup(schedule: str, epochs: int) -> float:

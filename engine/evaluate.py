@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 from engine.command import fail
 from engine.config import Config, ConfigError
-from engine.defaults import default_loader, default_workers
+from engine.defaults import default_workers
 from engine.distributed import DeviceError, process
 from engine.evaluation import evaluate
 from engine.metrics import EvaluationResult, write_confusion_csv, write_per_class_csv
@@ -29,9 +29,11 @@ from engine.setup import open_images
 from engine.toml import read_toml
 from engine.values import comma_separated
 from loaders.bad_samples import BadSampleError, BadSamples, TooManyBadSamplesError
+from loaders.choice import choose_loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageData, ImageDataset
 from loaders.opening import DataError, open_data
+from loaders.pack_records import PackError
 from loaders.registry import create_loader
 from loaders.transfer import Transfer
 
@@ -43,6 +45,7 @@ USER_ERRORS = (
     ImportError,
     ModelError,
     OSError,
+    PackError,
     PrecisionError,
     SavedModelError,
     TooManyBadSamplesError,
@@ -64,7 +67,7 @@ class Options:
     """Sizes to evaluate at (default: the one stored with the model)."""
     tta: bool = False
     """Average over each image and its mirror image."""
-    loader: Literal["auto", "torch", "dali"] = "auto"
+    loader: Literal["auto", "roi", "dali", "ffcv", "torch"] = "auto"
     """What decodes the images."""
     num_workers: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-j"])] = "auto"
     """Worker processes or threads of the loader."""
@@ -106,7 +109,10 @@ def run(options: Options) -> list[tuple[int, EvaluationResult]]:
         workers = options.num_workers
         if workers == "auto":
             workers = default_workers(usable_cores(this.local_world), this.device)
-        backend = default_loader(this.device)[0] if options.loader == "auto" else options.loader
+        resolution = max(options.resolutions or (saved.resolution,))
+        backend: str = options.loader
+        if backend == "auto":
+            backend, _ = choose_loader(dataset, this.device, workers, resolution, options.batch_size)
         precision = resolve_amp(options.amp, this.device, depthwise=has_depthwise_convolutions(model))
         transfer = Transfer(this.device, saved.mean, saved.std, dtype=precision.dtype or torch.float32)
         results = []

@@ -14,11 +14,12 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.command import fail
-from engine.defaults import default_loader, default_workers
+from engine.defaults import default_workers
 from engine.distributed import process
 from engine.model import ModelError
 from engine.saved_model import SavedModel, SavedModelError, load_model
 from loaders.bad_samples import BadSample, BadSamples
+from loaders.choice import choose_loader
 from loaders.contract import Loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -47,7 +48,7 @@ class Options:
     """Classes to write for each image, the most probable first."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
     """Images at a time."""
-    loader: Literal["auto", "torch", "dali"] = "auto"
+    loader: Literal["auto", "roi", "dali", "ffcv", "torch"] = "auto"
     """What decodes the images."""
     num_workers: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-j"])] = "auto"
     """Worker processes or threads of the loader."""
@@ -154,7 +155,9 @@ def run(options: Options) -> str:
         dataset = open_unlabeled(options.folder)
         cores = usable_cores()
         workers = default_workers(cores, this.device) if options.num_workers == "auto" else options.num_workers
-        name = default_loader(this.device)[0] if options.loader == "auto" else options.loader
+        name: str = options.loader
+        if name == "auto":
+            name, _ = choose_loader(dataset, this.device, workers, saved.resolution, options.batch_size)
         bad_samples = BadSamples("skip", max_fraction=1.0)
         bad_samples.record(
             dataset, (BadSample(dataset.name, i, dataset.paths[i], why) for i, why in dataset.problems.items())

@@ -154,7 +154,7 @@ def reconcile(requested: Config, saved: Config) -> tuple[Config, list[str], list
 
 def _left_open(name: str, value: Any) -> bool:
     """Say whether an option has the default that is resolved when a run begins."""
-    if name in ("resolution.val_resolution", "run.threads"):
+    if name in ("resolution.val_resolution", "run.threads", "loader.pack_side"):
         return value == 0
     if name == "resolution.resolutions":
         return value == ()

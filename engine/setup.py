@@ -20,8 +20,15 @@ from engine.precision import resolve_amp
 from engine.progressive import ProgressiveSchedule
 from kernels.random import Stream, permutation
 from loaders.augment import PRESETS, Augmentation
+from loaders.cache import cache_dir
 from loaders.dataset import ImageData, ImageDataset
 from loaders.opening import open_data
+from loaders.pack_cache import cached_pack_path
+from loaders.pack_job import pack
+from loaders.pack_records import PackOptions
+from loaders.pack_sources import source_of
+from loaders.packed import PackedDataset, open_packed
+from loaders.packed_manifest import MANIFEST
 
 logger = logging.getLogger("headrace")
 
@@ -53,6 +60,32 @@ def open_images(config: Config, show_progress: bool = True) -> ImageData:
         cache=options.cache,
         show_progress=show_progress,
     )
+
+
+def packed(config: Config, data: ImageData, show_progress: bool = True) -> ImageData:
+    """Return the data as the loader is to read them: packed into the cache, for ``roi`` and unless that is off.
+
+    Args:
+        config: with every ``auto`` resolved.
+        data: what to pack.
+        show_progress: show a progress bar when there is something to do.
+
+    Raises:
+        PackError: they cannot be packed, for want of space, say.
+        DataError: the packed set in the cache is damaged.
+    """
+    how = config.loader.pack
+    if config.loader.loader != "roi" or how == "off" or isinstance(data.train, PackedDataset):
+        return data
+    options = PackOptions(config.loader.pack_side, keep=how == "keep", renditions=config.loader.renditions)
+    cache = (config.data.cache or cache_dir()).expanduser().absolute()
+    source = source_of(data)
+    folder = cached_pack_path(source, options, cache)
+    if not (folder / MANIFEST).is_file():
+        form = "the original JPEG data" if options.keep else f"JPEGs of at most {options.max_side} pixels, quality 90"
+        logger.info("Packing %s once, %s, into %s (--pack off reads the files as they are)", data.name, form, folder)
+    pack(source, folder, options, show_progress=show_progress)
+    return open_packed(folder)
 
 
 def limit(data: ImageData, limit_train: int, limit_val: int, seed: int) -> ImageData:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from engine.precision import PrecisionError
 from engine.preview import print_plan
 from engine.resume import Resumed, find, identity
 from engine.rundir import RunDirectory, new_run_path
-from engine.setup import check_data, create_learner, limit, open_images
+from engine.setup import check_data, create_learner, limit, open_images, packed
 from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
@@ -34,6 +35,7 @@ from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBa
 from loaders.contract import LoaderError
 from loaders.dataset import ImageData
 from loaders.opening import DataError
+from loaders.pack_records import PackError
 from loaders.registry import create_loader
 
 logger = logging.getLogger("headrace")
@@ -52,6 +54,7 @@ USER_ERRORS = (
     OptimizerError,
     OSError,  # a folder that cannot be written, a full disk
     OutOfMemoryError,
+    PackError,
     PrecisionError,
     TooManyBadSamplesError,
 )
@@ -131,12 +134,17 @@ def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
         )
 
 
-def _open(config: Config, this: Process) -> ImageData:
-    """Open the data, the first process of a machine before the others, which then find the index made."""
+def _first_before_others(this: Process, work: Callable[[bool], ImageData]) -> ImageData:
+    """Let the first process of a machine work, and show its progress, before the others, which find it done."""
     for turn in (True, False):
         if turn == (this.local_rank == 0):
-            data = open_images(config, show_progress=this.local_rank == 0)
+            data = work(turn)
         this.barrier()
+    return data
+
+
+def _open(config: Config, this: Process) -> ImageData:
+    data = _first_before_others(this, partial(open_images, config))
     data = limit(data, config.data.limit_train, config.data.limit_val, config.run.seed)
     if any(other != identity(data) for other in this.gather(identity(data))):
         raise DataError("the processes see different images: every machine needs the same files at the same paths")
@@ -148,6 +156,8 @@ def _open(config: Config, this: Process) -> ImageData:
 
 
 def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None) -> Ending:
+    source = identity(data)
+    data = _first_before_others(this, partial(packed, config, data))
     learner, normalization = create_learner(config, data, this)
     run = _run_directory(config, data, resumed) if this.is_main else None
     try:
@@ -169,7 +179,7 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
         )
         with loader, stop_on_signals() as stop:
             logger.info("Loader: %s", loader.describe())
-            trainer = Trainer(config, data, this, learner, normalization, loader, run, stop, resumed)
+            trainer = Trainer(config, data, source, this, learner, normalization, loader, run, stop, resumed)
             ending = trainer.fit()
             finish(trainer, ending)
         return ending

@@ -20,7 +20,7 @@ from engine.metrics import EvaluationResult
 from engine.model import dropout_layers, set_dropout
 from engine.optim import learning_rate_factor
 from engine.progressive import History, ProgressiveSchedule, Stage
-from engine.resume import LAST, Resumed, identity
+from engine.resume import LAST, Resumed
 from engine.rundir import RunDirectory
 from engine.saved_model import SavedModel, save_model
 from engine.setup import Normalization, augmentation_of, model_arguments
@@ -45,6 +45,8 @@ class Trainer:
     """Trains a model by a configuration whose autos are resolved.
 
     Args:
+        data: what to train and evaluate on.
+        source: identity of the data as they were opened, before any packing.
         run: where to write; None on all ranks but the first.
         stop: set by a signal.
         resumed: the run to go on with.
@@ -54,6 +56,7 @@ class Trainer:
         self,
         config: Config,
         data: ImageData,
+        source: dict[str, Any],
         process: Process,
         learner: Learner,
         normalization: Normalization,
@@ -64,6 +67,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.data = data
+        self.source = source
         self.process = process
         self.learner = learner
         self.normalization = normalization
@@ -458,7 +462,7 @@ class Trainer:
             self.run.file(name),
             self.position,
             config=self.config.to_toml(),
-            identity=identity(self.data),
+            identity=self.source,
             world=self.process.world,
             rng=states,
             bad_samples=self.bad_samples.state_dict(),

@@ -50,6 +50,10 @@ def _data_problems(config: Config) -> Iterator[str]:
     data = config.data
     if data.image_root is not None and data.csv is None:
         yield "--image-root is for --csv: name the CSV file too, or give the folder as DATA"
+    if config.loader.loader != "roi":
+        packing = config.loader.pack in ("shrink", "keep")
+        for option in [f"--pack {config.loader.pack}"] * packing + ["--renditions"] * bool(config.loader.renditions):
+            yield f"{option} is for the loader that packs: add --loader roi"
 
 
 def _resolution_problems(config: Config) -> Iterator[str]:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from loaders.bad_samples import BadSamples
 from loaders.contract import Batch, Loader
+from loaders.dali_geometry import FIRST_TRANSPOSED
 from loaders.dali_jobs import Job, JobMaker
-from loaders.dali_pipeline import build_pipeline, import_dali, inputs_of
+from loaders.dali_pipeline import build_pipeline, import_dali, input_names, inputs_of
 from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan
 
@@ -31,19 +32,21 @@ class _Source:
     """Where the pipeline pulls from. Refers to neither pipeline nor loader, so that losing the loader frees both.
 
     Attributes:
+        names: inputs of the pipeline.
         jobs: still to come.
         scheduled: pulled and not delivered, in order; those without samples are not known to the pipeline.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
         self.jobs: Iterator[Job] = iter(())
         self.scheduled: deque[Job] = deque()
 
-    def __call__(self) -> list[Any]:
+    def __call__(self) -> list[np.ndarray]:
         for job in self.jobs:
             self.scheduled.append(job)
             if len(job):
-                return inputs_of(job.paths, job.geometry)
+                return inputs_of(self.names, job.paths, job.geometry)
         raise StopIteration
 
     def clear(self) -> None:
@@ -83,7 +86,8 @@ class DaliLoader(Loader):
         self.prefetch = prefetch
         self._num_threads = max(1, min(num_workers, len(os.sched_getaffinity(0))))
         self._maker = JobMaker(self.datasets, self._num_threads, bad_samples)
-        self._source = _Source()
+        transposes = any((dataset.orientations >= FIRST_TRANSPOSED).any() for dataset in self.datasets)
+        self._source = _Source(input_names(device, transposes))
         self._pipeline: Pipeline | None = None
         self._max_batch_size = 0
         self._runs = 0
@@ -109,7 +113,7 @@ class DaliLoader(Loader):
         self._source.jobs = (maker.make(number, plan.batch(s)) for s in range(step, plan.num_batches))
         if self._pipeline is None:
             self._pipeline = build_pipeline(
-                self._source, self._max_batch_size, self._num_threads, self.device, self.prefetch
+                self._source, self._source.names, self._max_batch_size, self._num_threads, self.device, self.prefetch
             )
         self._pipeline.schedule_run()  # the first one of an epoch schedules as many batches as may be in flight
 
@@ -143,7 +147,7 @@ class DaliLoader(Loader):
         assert self._pipeline is not None
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         try:
-            images, gains = self._pipeline.share_outputs(cuda_stream=stream)
+            images, *gains = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
             self._drop_pipeline()
             self._repair(job, error)
@@ -153,7 +157,7 @@ class DaliLoader(Loader):
         pixels = torch.from_dlpack(images.as_tensor())
         if job.geometry.padded.any():
             if pixels.is_cuda:
-                _apply_gains(pixels, torch.from_dlpack(gains.as_tensor()))
+                _apply_gains(pixels, torch.from_dlpack(gains[0].as_tensor()))
             else:
                 _apply_gains_on_host(pixels.numpy(), job.geometry.gains, np.flatnonzero(job.geometry.padded))
         return pixels.permute(0, 3, 1, 2)
@@ -174,8 +178,9 @@ class DaliLoader(Loader):
 
     def _accepts(self, job: Job, position: int) -> bool:
         """Return whether DALI can decode this one sample of a job."""
-        inputs = inputs_of([job.paths[position]], job.geometry.row(position))
-        pipeline = build_pipeline(lambda: inputs, 1, 1, self.device, 1)
+        names = self._source.names
+        inputs = inputs_of(names, job.paths[position : position + 1], job.geometry.row(position))
+        pipeline = build_pipeline(lambda: inputs, names, 1, 1, self.device, 1)
         try:
             pipeline.run()
         except RuntimeError:

@@ -1,5 +1,5 @@
 """Crop windows as DALI's operators take them, for whole batches at once: which rectangle of the stored image to decode,
-which part of it to resize, how to turn the result upright, and how to make its border Pillow's.
+which part of it to resize and in which direction, and how to make the result's border Pillow's.
 
 Pillow's boxed resize looks beyond the box as far as the filter reaches; at the image's edge it leaves the missing
 pixels out and weights the present ones up. DALI's looks beyond its region too, but repeats the edge pixel. Where that
@@ -9,15 +9,22 @@ the result that reaches over the edge is multiplied by its ``gain``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numba import njit
 
 # Borders are left to DALI where that cannot move the image's pixels by more than this on average (of 255).
 _NEGLIGIBLE = 0.25
 
-_MIRRORED_HORIZONTALLY = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0], np.bool_)  # by EXIF orientation, after the transposition
-_MIRRORED_VERTICALLY = np.array([0, 0, 0, 1, 1, 0, 0, 1, 1], np.bool_)
+# By EXIF orientation: whether the stored image's rows and columns run against those of the upright image that they
+# become. From orientation 5 on, rows become columns.
+_REVERSED = np.array(
+    [[0, 0], [0, 0], [0, 1], [1, 1], [1, 0], [0, 0], [1, 0], [1, 1], [0, 1]],
+    np.bool_,
+)
+FIRST_TRANSPOSED = 5  # orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +37,10 @@ class Geometry:
         padded: bool (n,), whether black is needed around the decoded rectangle.
         padded_anchor: int32 (n, 2), first row and column of the padded rectangle within the decoded one, 0 or less.
         padded_shape: int32 (n, 2), its rows and columns.
-        region_start, region_end: float32 (n, 2), the window within the (padded) rectangle.
+        region_start, region_end: float32 (n, 2), the window within the (padded) rectangle; the start is behind the end
+            where the result is mirrored.
         size: float32 (n, 2), of the result.
-        transposed: bool (n,), and
-        mirrored_vertically, mirrored_horizontally: int32 (n,) 0 or 1: to be applied to the result in this order; the
-            random flip is in the last one.
+        transposed: bool (n,), whether the result's rows are the final image's columns.
         gains: float32 (n, 4), for the first row, last row, first column and last column of the final image.
     """
 
@@ -47,8 +53,6 @@ class Geometry:
     region_end: np.ndarray
     size: np.ndarray
     transposed: np.ndarray
-    mirrored_vertically: np.ndarray
-    mirrored_horizontally: np.ndarray
     gains: np.ndarray
 
     def row(self, position: int) -> Geometry:
@@ -69,61 +73,122 @@ def lay_out(
     Args:
         windows: float64 (n, 4): left, top, width, height in fractions of the upright image.
         flips: bool (n,), mirror the result horizontally.
-        widths, heights: (n,), of the upright images, pixels.
+        widths, heights: int32 (n,), of the upright images, pixels.
         orientations: uint8 (n,), EXIF orientations 1 to 8.
         resolution: side of the results, pixels.
     """
-    image = np.stack([heights, widths], 1).astype(np.float64)
-    start = windows[:, 1::-1] * image
-    extent = windows[:, 3:1:-1] * image
-    gains = _gains(start, extent, image, resolution)
-    gains[flips] = gains[flips][:, [0, 1, 3, 2]]
-    padded = 255 * (gains - 1).sum(1) > _NEGLIGIBLE * resolution
-    gains[~padded] = 1
-
-    mirrored_vertically = _MIRRORED_VERTICALLY[orientations]
-    mirrored_horizontally = _MIRRORED_HORIZONTALLY[orientations]
-    mirrored = np.stack([mirrored_vertically, mirrored_horizontally], 1)
-    start = np.where(mirrored, image - start - extent, start)
-    transposed = orientations >= 5
-    start[transposed] = start[transposed, ::-1]
-    extent[transposed] = extent[transposed, ::-1]
-    image[transposed] = image[transposed, ::-1]
-
-    scale = extent / resolution
-    reach = np.maximum(1.0, scale) - scale / 2 + 0.01  # of the outermost filters beyond the window; a bit for rounding
-    low, high = np.floor(start - reach), np.ceil(start + extent + reach)
-    first, last = np.maximum(low, 0), np.minimum(high, image)
-    # An enlarged axis needs no black: repeating the edge pixel and leaving out what is missing are the same there.
-    black = padded[:, None] & (extent > resolution)
-    padded_first, padded_last = np.where(black, low, first), np.where(black, high, last)
-    return Geometry(
-        anchor=first.astype(np.int32),
-        shape=(last - first).astype(np.int32),
-        padded=padded,
-        padded_anchor=(padded_first - first).astype(np.int32),
-        padded_shape=(padded_last - padded_first).astype(np.int32),
-        region_start=(start - padded_first).astype(np.float32),
-        region_end=(start + extent - padded_first).astype(np.float32),
-        size=np.full((len(windows), 2), resolution, np.float32),
-        transposed=transposed,
-        mirrored_vertically=mirrored_vertically.astype(np.int32),
-        mirrored_horizontally=(mirrored_horizontally ^ flips).astype(np.int32),
-        gains=gains.astype(np.float32),
+    count = len(windows)
+    pairs = (count, 2)
+    geometry = Geometry(
+        anchor=np.empty(pairs, np.int32),
+        shape=np.empty(pairs, np.int32),
+        padded=np.empty(count, np.bool_),
+        padded_anchor=np.empty(pairs, np.int32),
+        padded_shape=np.empty(pairs, np.int32),
+        region_start=np.empty(pairs, np.float32),
+        region_end=np.empty(pairs, np.float32),
+        size=np.full(pairs, resolution, np.float32),
+        transposed=orientations >= FIRST_TRANSPOSED,
+        gains=np.empty((count, 4), np.float32),
     )
+    _fill_borders(windows, flips, widths, heights, resolution, geometry.padded, geometry.gains)
+    _fill_rectangles(
+        windows,
+        flips,
+        widths,
+        heights,
+        orientations,
+        resolution,
+        geometry.padded,
+        geometry.anchor,
+        geometry.shape,
+        geometry.padded_anchor,
+        geometry.padded_shape,
+        geometry.region_start,
+        geometry.region_end,
+    )
+    return geometry
 
 
-def _gains(start: np.ndarray, extent: np.ndarray, image: np.ndarray, resolution: int) -> np.ndarray:
-    """Return (n, 4): one over the share of the filter's weight that falls on the image: top, bottom, left, right."""
-    scale = np.maximum(extent / resolution, 1.0)
-    before = _missing(start + scale / 2, scale)
-    after = _missing(image - start - extent + scale / 2, scale)
-    missing = np.stack([before[:, 0], after[:, 0], before[:, 1], after[:, 1]], 1)
-    shrunk = (extent > resolution) & (resolution > 1)  # a single line may reach over both edges: left to DALI
-    return 1 / (1 - np.where(shrunk[:, [0, 0, 1, 1]], missing, 0.0))
+@njit(cache=True, nogil=True)
+def _fill_rectangles(
+    windows: np.ndarray,
+    flips: np.ndarray,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    orientations: np.ndarray,
+    resolution: int,
+    padded: np.ndarray,
+    anchor: np.ndarray,
+    shape: np.ndarray,
+    padded_anchor: np.ndarray,
+    padded_shape: np.ndarray,
+    region_start: np.ndarray,
+    region_end: np.ndarray,
+) -> None:
+    for row in range(len(windows)):
+        orientation = orientations[row]
+        for axis in range(2):  # of the stored image
+            upright = 1 - axis if orientation >= FIRST_TRANSPOSED else axis
+            side = widths[row] if upright else heights[row]
+            start = windows[row, 1 - upright] * side
+            extent = windows[row, 3 - upright] * side
+            is_reversed = _REVERSED[orientation, axis]
+            if is_reversed:
+                start = side - start - extent
+            scale = extent / resolution
+            # Of the outermost filters beyond the window, to pixel centers; a bit for rounding.
+            reach = max(1.0, scale) - scale / 2 - 0.5 + 0.01
+            low = math.floor(start - reach)
+            high = math.ceil(start + extent + reach)
+            first = max(low, 0)
+            last = min(high, side)
+            anchor[row, axis] = first
+            shape[row, axis] = last - first
+            # An enlarged axis needs no black: repeating the edge pixel and leaving out what is missing are the same.
+            if not (padded[row] and extent > resolution):
+                low, high = first, last
+            padded_anchor[row, axis] = low - first
+            padded_shape[row, axis] = high - low
+            if is_reversed ^ (flips[row] and upright == 1):
+                region_start[row, axis] = start + extent - low
+                region_end[row, axis] = start - low
+            else:
+                region_start[row, axis] = start - low
+                region_end[row, axis] = start + extent - low
 
 
-def _missing(center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+@njit(cache=True, nogil=True)
+def _fill_borders(
+    windows: np.ndarray,
+    flips: np.ndarray,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    resolution: int,
+    padded: np.ndarray,
+    gains: np.ndarray,
+) -> None:
+    missing = np.zeros(4)  # shares of the weight of the first row, last row, first column and last column
+    for row in range(len(windows)):
+        for axis in range(2):
+            side = widths[row] if axis else heights[row]
+            start = windows[row, 1 - axis] * side
+            extent = windows[row, 3 - axis] * side
+            missing[2 * axis : 2 * axis + 2] = 0
+            if extent > resolution > 1:  # a single line may reach over both edges: left to DALI
+                scale = extent / resolution
+                before = 2 * axis + (axis == 1 and flips[row])
+                after = 4 * axis + 1 - before
+                missing[before] = _missing(start + scale / 2, scale)
+                missing[after] = _missing(side - start - extent + scale / 2, scale)
+        # What DALI adds to a line is at most its missing share of white.
+        padded[row] = 255 * missing.sum() > _NEGLIGIBLE * resolution
+        for line in range(4):
+            gains[row, line] = 1 / (1 - missing[line]) if padded[row] else 1
+
+
+@njit(cache=True, nogil=True)
+def _missing(center: float, scale: float) -> float:
     """Return the share of a triangle filter's weight that falls on pixels below 0.
 
     Args:
@@ -134,7 +199,8 @@ def _missing(center: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return _weights(center + 0.5, scale) / (_weights(below, scale) + _weights(1 - below, scale))
 
 
-def _weights(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
+@njit(cache=True, nogil=True)
+def _weights(distance: float, scale: float) -> float:
     """Return the sum of max(0, 1 - d / scale) over d = distance, distance + 1, ..."""
-    count = np.maximum(0.0, np.ceil(scale - distance))
+    count = max(0.0, math.ceil(scale - distance))
     return count - (count * distance + count * (count - 1) / 2) / scale

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 from loaders.bad_samples import BadSample, BadSamples
 from loaders.contract import LoaderError
 from loaders.dali_geometry import Geometry, lay_out
-from loaders.dataset import ImageDataset, PixelForm
+from loaders.dataset import ImageDataset, PixelForm, StringColumn
 from loaders.endings import end_properly
 from loaders.pixels import PixelError, decode
 from loaders.plan import BatchPlan, substitute
@@ -29,7 +30,7 @@ class Job:
         number: which of the loader's data sets.
         plan: what was asked for.
         indices, keys: int64 and uint64 (n,), the samples to deliver.
-        paths: their files, as uint8 arrays.
+        paths: uint8 (n, bytes), their files; absolute paths, brought to one length by slashes in front.
         geometry: their windows.
         bad: the bad samples that were met in the plan, those replaced or left out.
         converted: the directory that holds converted files, if there are any.
@@ -39,7 +40,7 @@ class Job:
     plan: BatchPlan
     indices: np.ndarray
     keys: np.ndarray
-    paths: list[np.ndarray]
+    paths: np.ndarray
     geometry: Geometry
     bad: tuple[BadSample, ...]
     converted: tempfile.TemporaryDirectory[str] | None
@@ -94,23 +95,24 @@ class JobMaker:
         if self._examine_new(number, indices):
             return None
         widths, heights, orientations = dataset.widths[indices], dataset.heights[indices], dataset.orientations[indices]
-        chosen = indices.tolist()
-        paths = [dataset.paths.encoded(index) for index in chosen]
         to_convert = self._to_convert[number]
-        positions = [p for p, index in enumerate(chosen) if index in to_convert] if to_convert else []
+        positions = [p for p, index in enumerate(indices.tolist()) if index in to_convert] if to_convert else []
         directory = tempfile.TemporaryDirectory(prefix="headrace-") if positions else None
+        converted: dict[int, bytes] = {}
         for position in positions:
             assert directory is not None
+            index = int(indices[position])
             try:
-                image = decode(dataset.paths[chosen[position]])
+                image = decode(dataset.paths[index])
             except PixelError as error:
-                self._bad[number][chosen[position]] = str(error)
+                self._bad[number][index] = str(error)
                 directory.cleanup()
                 return None
             file = Path(directory.name, f"{position}.ppm")
             image.save(file)
-            paths[position] = np.frombuffer(bytes(file), np.uint8)
+            converted[position] = bytes(file)
             widths[position], heights[position], orientations[position] = image.width, image.height, 1
+        paths = _equally_long(dataset.paths, indices, converted)
         geometry = lay_out(windows, flips, widths, heights, orientations, plan.resolution)
         return Job(number, plan, indices, keys, paths, geometry, bad, directory)
 
@@ -162,7 +164,7 @@ class JobMaker:
             return False
         looked_at[new] = True
         suspects = new[~end_properly(self._datasets[number].paths, new)]
-        return bool(self.examine(number, suspects.tolist()))
+        return bool(len(suspects)) and bool(self.examine(number, suspects.tolist()))
 
     def examine(self, number: int, indices: Iterable[int]) -> list[BadSample]:
         """Decode files with Pillow, remember the outcome and return the bad ones."""
@@ -187,3 +189,28 @@ def _reason_of(path: str) -> str | None:
     except PixelError as error:
         return str(error)
     return None
+
+
+def _equally_long(paths: StringColumn, indices: np.ndarray, converted: dict[int, bytes]) -> np.ndarray:
+    """Return paths as one array, which DALI takes over much faster than as many: uint8 (n, bytes).
+
+    Args:
+        paths: absolute paths; slashes that repeat the first one mean nothing.
+        indices: int64 (n,), which of them.
+        converted: other paths to be used instead, by position in ``indices``.
+    """
+    starts, ends = paths.offsets[indices], paths.offsets[indices + 1]
+    length = max(int((ends - starts).max(initial=0)), *map(len, converted.values()), 0)
+    out = np.empty((len(indices), length), np.uint8)
+    _write_paths(paths.buffer, starts, ends, out)
+    for position, path in converted.items():
+        out[position] = np.frombuffer(path.rjust(length, b"/"), np.uint8)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _write_paths(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+    for row in range(len(out)):
+        begin = out.shape[1] - (ends[row] - starts[row])
+        out[row, :begin] = ord("/")
+        out[row, begin:] = buffer[starts[row] : ends[row]]

@@ -15,22 +15,19 @@ if TYPE_CHECKING:
 
 PACKAGE = "nvidia-dali-cuda130"
 
-# The inputs of the graph in order: numpy dtype and number of dimensions of one sample.
-_INPUTS: tuple[tuple[type[np.generic], int], ...] = (
-    (np.uint8, 1),  # path
-    (np.int32, 1),  # anchor
-    (np.int32, 1),  # shape
-    (np.bool_, 0),  # padded
-    (np.int32, 1),  # padded anchor
-    (np.int32, 1),  # padded shape
-    (np.float32, 1),  # region start
-    (np.float32, 1),  # region end
-    (np.float32, 1),  # size
-    (np.bool_, 0),  # transposed
-    (np.int32, 0),  # mirrored vertically
-    (np.int32, 0),  # mirrored horizontally
-    (np.float32, 1),  # gains
-)
+# Inputs of the graph besides the paths, fields of Geometry: numpy dtype and number of dimensions of one sample.
+_INPUTS: dict[str, tuple[type[np.generic], int]] = {
+    "anchor": (np.int32, 1),
+    "shape": (np.int32, 1),
+    "padded": (np.bool_, 0),
+    "padded_anchor": (np.int32, 1),
+    "padded_shape": (np.int32, 1),
+    "region_start": (np.float32, 1),
+    "region_end": (np.float32, 1),
+    "size": (np.float32, 1),
+    "transposed": (np.bool_, 0),
+    "gains": (np.float32, 1),
+}
 
 
 def import_dali() -> Any:
@@ -51,35 +48,38 @@ def import_dali() -> Any:
     return nvidia.dali
 
 
-def inputs_of(paths: Sequence[np.ndarray], geometry: Geometry) -> list[Any]:
-    """Return one batch of the graph's inputs; a path is its bytes as uint8."""
-    return [
-        paths,
-        geometry.anchor,
-        geometry.shape,
-        geometry.padded,
-        geometry.padded_anchor,
-        geometry.padded_shape,
-        geometry.region_start,
-        geometry.region_end,
-        geometry.size,
-        geometry.transposed,
-        geometry.mirrored_vertically,
-        geometry.mirrored_horizontally,
-        geometry.gains,
-    ]
+def input_names(device: torch.device, transposes: bool) -> tuple[str, ...]:
+    """Return which inputs are needed, because each costs time: the fields of Geometry in order.
+
+    Args:
+        device: where the pipeline delivers to; on a CPU the gains are applied behind it.
+        transposes: whether there are images to transpose.
+    """
+    needless = {"gains"} if device.type == "cpu" else set()
+    return tuple(name for name in _INPUTS if name not in needless and (transposes or name != "transposed"))
+
+
+def inputs_of(names: Sequence[str], paths: np.ndarray, geometry: Geometry) -> list[np.ndarray]:
+    """Return one batch of the graph's inputs: the paths, uint8 (n, bytes), and the fields named."""
+    return [paths, *(getattr(geometry, name) for name in names)]
 
 
 def build_pipeline(
-    source: Callable[[], list[Any]], max_batch_size: int, num_threads: int, device: torch.device, prefetch: int
+    source: Callable[[], list[np.ndarray]],
+    names: Sequence[str],
+    max_batch_size: int,
+    num_threads: int,
+    device: torch.device,
+    prefetch: int,
 ) -> Pipeline:
     """Build the pipeline.
 
-    Its outputs are the images (uint8 HWC, on the device; lines at an image's edge still without their gain) and the
-    gains (float32 (4,), on the device).
+    Its outputs are the images (uint8 HWC, on the device; lines at an image's edge still without their gain) and, on a
+    GPU, the gains (float32 (4,)).
 
     Args:
         source: returns the inputs of the next batch, or raises StopIteration.
+        names: which inputs it returns.
         prefetch: batches in flight.
     """
     dali = import_dali()
@@ -91,32 +91,20 @@ def build_pipeline(
 
     @dali.pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
     def graph() -> tuple[Any, ...]:
-        (
-            path,
-            anchor,
-            shape,
-            padded,
-            padded_anchor,
-            padded_shape,
-            region_start,
-            region_end,
-            size,
-            transposed,
-            mirrored_vertically,
-            mirrored_horizontally,
-            gains,
-        ) = fn.external_source(
+        path, *columns = fn.external_source(
             source=source,
-            num_outputs=len(_INPUTS),
+            num_outputs=1 + len(names),
             batch=True,
-            dtype=[types.to_dali_type(np.dtype(dtype).name) for dtype, _ in _INPUTS],
-            ndim=[ndim for _, ndim in _INPUTS],
+            dtype=[types.UINT8, *(types.to_dali_type(np.dtype(_INPUTS[name][0]).name) for name in names)],
+            ndim=[1, *(_INPUTS[name][1] for name in names)],
         )
-        encoded = fn.io.file.read(path)
+        given = dict(zip(names, columns))  # noqa: B905 - DALI's tracing has no strict zip
+        # Not mapped into memory: faster for whole files, and one cut short meanwhile is an error, not a crash.
+        encoded = fn.io.file.read(path, dont_use_mmap=True)
         images = fn.decoders.image_slice(
             encoded,
-            anchor,
-            shape,
+            given["anchor"],
+            given["shape"],
             axes=[0, 1],
             normalized_anchor=False,
             normalized_shape=False,
@@ -125,11 +113,11 @@ def build_pipeline(
             adjust_orientation=False,  # done below: the stored orientation alone decides
             jpeg_fancy_upsampling=True,  # as libjpeg does on the CPU
         )
-        if padded:
+        if given["padded"]:
             images = fn.slice(
                 images,
-                padded_anchor,
-                padded_shape,
+                given["padded_anchor"],
+                given["padded_shape"],
                 axes=[0, 1],
                 normalized_anchor=False,
                 normalized_shape=False,
@@ -137,17 +125,16 @@ def build_pipeline(
             )
         images = fn.resize(
             images,
-            size=size,
-            roi_start=region_start,
-            roi_end=region_end,
+            size=given["size"],
+            roi_start=given["region_start"],
+            roi_end=given["region_end"],
             roi_relative=False,
             interp_type=types.INTERP_LINEAR,
             antialias=True,
         )
-        if transposed:
+        if given.get("transposed", False):
             images = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
-        images = fn.flip(images, vertical=mirrored_vertically, horizontal=mirrored_horizontally)
-        return images, gains.gpu() if on_gpu else gains
+        return (images, given["gains"].gpu()) if on_gpu else (images,)
 
     pipeline = graph(
         batch_size=max_batch_size,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 
@@ -88,26 +89,27 @@ class ImageDataset:
         """Return int64 (num_classes,): samples of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
-    def relabeled(self, classes: tuple[str, ...], labels: np.ndarray) -> ImageDataset:
+    def relabeled(self, classes: tuple[str, ...], labels: np.ndarray) -> Self:
         """Return the same samples with other classes and labels."""
         return replace(self, classes=classes, labels=labels)
 
-    def select(self, indices: np.ndarray) -> ImageDataset:
+    def select(self, indices: np.ndarray) -> Self:
         """Return the samples at ``indices``, in that order."""
-        indices = np.asarray(indices, np.int64)
+        return replace(self, **self._columns_at(np.asarray(indices, np.int64)))
+
+    def _columns_at(self, indices: np.ndarray) -> dict[str, Any]:
+        """Return the fields that differ between the samples, by name, for some of the samples."""
         position = {int(old): new for new, old in enumerate(indices)} if self.problems else {}
-        return ImageDataset(
-            name=self.name,
-            classes=self.classes,
-            paths=StringColumn.of(self.paths[i] for i in indices),
-            labels=self.labels[indices],
-            widths=self.widths[indices],
-            heights=self.heights[indices],
-            orientations=self.orientations[indices],
-            forms=self.forms[indices],
-            sizes=self.sizes[indices],
-            problems={position[old]: reason for old, reason in self.problems.items() if old in position},
-        )
+        return {
+            "paths": StringColumn.of(self.paths[i] for i in indices),
+            "labels": self.labels[indices],
+            "widths": self.widths[indices],
+            "heights": self.heights[indices],
+            "orientations": self.orientations[indices],
+            "forms": self.forms[indices],
+            "sizes": self.sizes[indices],
+            "problems": {position[old]: reason for old, reason in self.problems.items() if old in position},
+        }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from loaders.dataset import ImageData, ImageDataset
 from loaders.demo import demo_folder
 from loaders.index import index_images
 from loaders.known import KNOWN_SETS, find_known
+from loaders.packed import open_packed
+from loaders.packed_manifest import is_packed
 from loaders.sources import DataError, Source, find_in_folder, find_unlabeled
 from loaders.tables import find_in_csv
 
@@ -35,7 +37,8 @@ def open_data(
     """Open a labeled data set; its splits are named ``<name>/train`` and ``<name>/val``.
 
     Args:
-        source: a folder, ``demo``, or a known name such as ``cifar10`` (a folder of that name is ``./cifar10``).
+        source: a folder, of image files or packed by loaders.pack; ``demo``; or a known name such as ``cifar10`` (a
+            folder of that name is ``./cifar10``).
         csv: a CSV that names the files instead of the folder layout.
         image_root: the folder that the CSV's paths start from; by default ``source`` when that is a folder, else the
             CSV's own folder.
@@ -63,6 +66,8 @@ def open_data(
             logger.info("%s is taken as the known data set; the folder of that name is ./%s", source, source)
         return _index(source, find_known(source, cache, val_fraction, seed, show_progress), cache, show_progress)
     folder = Path(source).expanduser()
+    if is_packed(folder):
+        return open_packed(folder)
     if not folder.exists() and os.sep not in source:
         raise DataError(
             f"{source!r} is neither a folder nor a known data set; known are demo, {', '.join(sorted(KNOWN_SETS))}"

@@ -52,18 +52,18 @@ def pillow_version() -> str:
     return f"{'pillow-simd' if '.post' in PIL.__version__ else 'Pillow'} {PIL.__version__}"
 
 
-def open_image(path: str | Path, content: io.BytesIO | None = None) -> Image.Image:
-    """Open a file, or its content where that has been read, looking at its header only.
+def open_image(source: str | Path | io.BytesIO) -> Image.Image:
+    """Open a file, by its path or its content, looking at its header only.
 
     Raises:
         PixelError: the file is missing, empty, too large or no image of a supported format.
     """
     try:
-        return Image.open(content or path, formats=FORMATS)
+        return Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise PixelError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
-        empty = not Path(path).stat().st_size
+        empty = not (len(source.getbuffer()) if isinstance(source, io.BytesIO) else Path(source).stat().st_size)
         raise PixelError("the file is empty" if empty else "not a JPEG, PNG, WebP or BMP image") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing trips over
         raise PixelError(_reason(error)) from error
@@ -145,7 +145,18 @@ def load_into(path: str | Path, window: np.ndarray, out: np.ndarray, flip: bool 
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise PixelError(_reason(error)) from error
-    with open_image(path, io.BytesIO(data.data)) as image:
+    load_bytes_into(data, window, out, flip, orientation)
+
+
+def load_bytes_into(
+    data: np.ndarray, window: np.ndarray, out: np.ndarray, flip: bool = False, orientation: int = 1
+) -> None:
+    """Do what `load_into` does, for a file that has been read: uint8 bytes.
+
+    Raises:
+        PixelError: Pillow refuses it.
+    """
+    with open_image(io.BytesIO(data.data)) as image:
         box = _stored_box(window, orientation, image.size)
         factor = _draft_factor(image, box, len(out))
         # Pillow alone decodes to a fraction of the size, which saves more than torchvision's decoder does.

@@ -10,7 +10,7 @@ from loaders.bad_samples import BadSamples
 from loaders.contract import Loader
 from loaders.dataset import ImageDataset
 
-LOADER_NAMES = ("torch", "dali", "synthetic")
+LOADER_NAMES = ("torch", "dali", "roi", "synthetic")
 
 
 def create_loader(
@@ -26,10 +26,10 @@ def create_loader(
     Args:
         name: one of LOADER_NAMES.
         datasets: the data sets that its plans will refer to.
-        num_workers: worker processes (``torch``) or threads (``dali``).
+        num_workers: worker processes (``torch``) or threads (``dali``, ``roi``).
         bad_samples: the policy for files that cannot be decoded.
         device: where the batches are needed; ``dali`` decodes there.
-        prefetch: batches in flight, for each worker (``torch``) or in all (``dali``).
+        prefetch: batches in flight, for each worker (``torch``) or in all (``dali``, ``roi``).
 
     Raises:
         ValueError: the name is unknown.
@@ -43,6 +43,10 @@ def create_loader(
         from loaders.dali_backend import DaliLoader
 
         return DaliLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch)
+    if name == "roi":
+        from loaders.roi_backend import RoiLoader
+
+        return RoiLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch)
     if name == "synthetic":
         from loaders.synthetic_backend import SyntheticLoader
 

@@ -10,6 +10,7 @@ import math
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,7 +25,7 @@ from loaders.contract import Batch, Loader, LoaderError
 from loaders.dataset import ImageDataset
 from loaders.pixels import PixelError, load_into, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
-from loaders.processes import Transport, choose_transport, warn_of_pipes, worker_context
+from loaders.processes import Transport, Workers, choose_transport, warn_of_pipes, worker_context
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -178,6 +179,7 @@ class TorchLoader(Loader):
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[_Answer] | None = None
+        self._workers: Workers | None = None
         self._runs = 0
         self._warned = False
 
@@ -194,14 +196,19 @@ class TorchLoader(Loader):
         if self._loader is None:
             self._loader = self._start()
         self._requests.start(number, plan, self._transport(plan))
-        self._batches = iter(self._loader)
+        with self._loss_of_workers_explained():
+            self._batches = iter(self._loader)
+        if self.num_workers and self._workers is None:
+            self._workers = Workers(self._batches)
+            self._finalizer = weakref.finalize(self, self._workers.stop)
         return self._deliver(plan, current)
 
     def _deliver(self, plan: EpochPlan, current: int) -> Iterator[Batch]:
         for _ in range(len(plan)):
             if current != self._runs or self._batches is None:
                 raise RuntimeError("this epoch has ended: the loader was closed or another epoch was started")
-            answer = self._next_answer(self._batches)
+            with self._loss_of_workers_explained():
+                answer = next(self._batches)
             if answer.bad:
                 self.bad_samples.record(plan.dataset, answer.bad)
             yield Batch(
@@ -212,15 +219,18 @@ class TorchLoader(Loader):
                 answer.plan,
             )
 
-    def _next_answer(self, batches: Iterator[_Answer]) -> _Answer:
+    @contextmanager
+    def _loss_of_workers_explained(self) -> Iterator[None]:
         try:
-            return next(batches)
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            # A worker that dies may break the connection over which its shared memory is handed over.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            yield
+        except (EOFError, OSError, RuntimeError) as error:
+            # The queue of answers ends or breaks off, or the connection over which shared memory is handed over does,
+            # or the DataLoader finds the worker dead.
+            if self._workers is None or not self._workers.have_lost_one():
                 raise
+            self.close()
             raise LoaderError(
-                f"a worker process was killed, perhaps by the system for want of memory: lower --num-workers ({error})"
+                "a worker process was killed, perhaps by the system for want of memory: lower --num-workers"
             ) from error
 
     def _transport(self, plan: EpochPlan) -> Transport:
@@ -242,7 +252,7 @@ class TorchLoader(Loader):
             return DataLoader(
                 decoder, batch_size=None, sampler=self._requests, collate_fn=_identity, generator=generator
             )
-        loader = DataLoader(
+        return DataLoader(
             decoder,
             batch_size=None,
             sampler=self._requests,
@@ -254,15 +264,14 @@ class TorchLoader(Loader):
             worker_init_fn=_prepare_worker,
             multiprocessing_context=worker_context(),
         )
-        self._finalizer = weakref.finalize(self, _stop_workers, loader)
-        return loader
 
     def close(self) -> None:
         self._runs += 1
         self._batches = None
-        if self._loader is not None and self.num_workers:
-            self._finalizer()
         self._loader = None
+        if self._workers is not None:
+            self._finalizer()
+            self._workers = None
 
 
 def _identity(answer: Any) -> Any:
@@ -282,10 +291,3 @@ def _prepare_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, first_sigterm)
     torch.set_num_threads(1)
-
-
-def _stop_workers(loader: DataLoader[Any]) -> None:
-    iterator = loader._iterator
-    if iterator is not None:
-        loader._iterator = None
-        iterator._shutdown_workers()  # type: ignore[attr-defined]

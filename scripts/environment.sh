@@ -4,6 +4,9 @@
 #   scripts/environment.sh         everything the tests need
 #   scripts/environment.sh simd    the same with pillow-simd (built for AVX2) in place of Pillow, linked as .venv-simd
 #
+# What is not on PyPI as a wheel needs Debian packages: they are installed when this runs as root, and named otherwise. An
+# environment without FFCV is whole without the loader ffcv; repeat the command when the packages are there.
+#
 # Environments are kept in $HEADRACE_ENVIRONMENTS (default ~/.cache/headrace/environments), named by the hash of what
 # they hold, so that clones share them and changed dependencies get a new one. PYTHON chooses the interpreter.
 set -euo pipefail
@@ -37,9 +40,11 @@ wanted = project["dependencies"] + extras["dali"] + extras["onnx"] + extras["dev
 print("\n".join(line for line in wanted if not line.startswith("headrace[")))
 PY
 )
+ffcv=$("$python" -c 'import tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ffcv"])')
 # The base interpreter, not the virtual environment that may be active, decides.
 interpreter=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
-hash=$(printf '%s\n' "$interpreter" "$requirements" "$pillow_simd" | sha256sum | cut -c1-16)
+hash=$(printf '%s\n' "$interpreter" "$requirements" "$ffcv" "$pillow_simd" | sha256sum | cut -c1-16)
 base=$store/$hash
 
 # A virtual environment knows its own path, so it is made in place; the marker at the end says that it is whole.
@@ -51,6 +56,35 @@ make_base() {
     echo "$requirements" > "$base/requirements.txt"
     "$base/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check -r "$base/requirements.txt"
     touch "$base/.complete"
+}
+
+has_libraries() {
+    command -v g++ >/dev/null && command -v jpegtran >/dev/null && command -v pkg-config >/dev/null &&
+        pkg-config --exists opencv4 libturbojpeg
+}
+
+# libjpeg-turbo for the loader roi, jpegtran for packing without loss, and what FFCV is built with.
+install_libraries() {
+    if has_libraries; then return; fi
+    local packages="g++ pkg-config libturbojpeg0 libjpeg-turbo-progs libturbojpeg0-dev libopencv-dev"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing $packages"
+        if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null; then return; fi
+    fi
+    echo "For the loaders roi and ffcv, now or later: sudo apt-get install $packages" >&2
+}
+
+# Built from source, so a failure is no reason to stop. The constraints keep it from moving what pyproject.toml pins.
+add_ffcv() {
+    if [ -e "$base/.ffcv" ] || ! has_libraries; then return; fi
+    echo "Building FFCV in $base"
+    "$base/bin/python" -m pip freeze --disable-pip-version-check > "$base/constraints.txt"
+    if "$base/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check \
+        -c "$base/constraints.txt" $ffcv; then
+        touch "$base/.ffcv"
+    else
+        echo "FFCV could not be built (see above): all but the loader ffcv works" >&2
+    fi
 }
 
 # A thin layer over the base environment: its own site-packages come first, the base's follow through a .pth file.
@@ -85,6 +119,8 @@ make_simd() {
 mkdir -p "$store"
 exec 9> "$store/$hash.lock"
 flock 9
+install_libraries
 make_base
+add_ffcv
 if [ "$kind" = simd ]; then make_simd; fi
 ln -sfn "$base" .venv

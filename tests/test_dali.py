@@ -41,9 +41,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     build = dali_backend.build_pipeline
 
-    def recording(source: Any, max_batch_size: int, *arguments: Any) -> Any:
+    def recording(source: Any, names: Any, max_batch_size: int, *arguments: Any) -> Any:
         sizes.append(max_batch_size)
-        return build(source, max_batch_size, *arguments)
+        return build(source, names, max_batch_size, *arguments)
 
     monkeypatch.setattr(dali_backend, "build_pipeline", recording)
     return sizes
@@ -82,12 +82,13 @@ def test_layout_covers_what_the_filter_reads(
     assert (anchor >= 0).all()
     assert (shape >= 1).all()
     assert (anchor + shape <= stored).all()
-    extent = (geometry.region_end - geometry.region_start)[0]
+    begin = np.minimum(geometry.region_start, geometry.region_end)[0]
+    extent = np.abs(geometry.region_end - geometry.region_start)[0]
     np.testing.assert_allclose(np.sort(extent), np.sort(window[0, 2:] * [width, height]), rtol=1e-3, atol=1e-3)
 
     scale = np.maximum(extent / resolution, 1)
     for axis in range(2):
-        centers = geometry.region_start[0, axis] + (np.array([0.5, resolution - 0.5]) * extent[axis] / resolution)
+        centers = begin[axis] + (np.array([0.5, resolution - 0.5]) * extent[axis] / resolution)
         first = anchor[axis] + geometry.padded_anchor[0, axis]
         size = geometry.padded_shape[0, axis]
         low, high = centers[0] - scale[axis], centers[1] + scale[axis]

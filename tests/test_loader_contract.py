@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import os
 import time
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from loaders.bad_samples import BadSampleError, BadSamples, TooManyBadSamplesError
+from loaders.cache import cache_dir
 from loaders.contract import Batch, Loader
 from loaders.dataset import ImageDataset
 from loaders.pixels import load_window
@@ -28,6 +30,7 @@ Factory = Callable[..., Loader]
 # Mean absolute difference to Pillow, of 255, on every photo decoded at full scale. (Where a crop is at least four times
 # the result a loader may decode at a smaller scale; the tests' crops are smaller.)
 TOLERANCE = 0.5
+PLANES_TOLERANCE = 2.0  # where chroma is resized from its own resolution, without libjpeg's enlargement before
 
 
 def _torch(datasets: list[ImageDataset], num_workers: int = 0, bad_samples: BadSamples | None = None) -> Loader:
@@ -42,7 +45,43 @@ def _dali(datasets: list[ImageDataset], num_workers: int = 1, bad_samples: BadSa
     return DaliLoader(datasets, num_workers, BadSamples() if bad_samples is None else bad_samples)
 
 
-BACKENDS: dict[str, tuple[str, Factory]] = {"torch": ("torch", _torch), "dali": ("nvidia.dali", _dali)}
+def _ffcv(datasets: list[ImageDataset], num_workers: int = 1, bad_samples: BadSamples | None = None) -> Loader:
+    from loaders.ffcv_backend import FfcvLoader
+
+    return FfcvLoader(datasets, num_workers, BadSamples() if bad_samples is None else bad_samples)
+
+
+def _roi(datasets: list[ImageDataset], num_workers: int = 1, bad_samples: BadSamples | None = None) -> Loader:
+    from loaders.roi_backend import RoiLoader
+
+    try:
+        return RoiLoader(datasets, num_workers, BadSamples() if bad_samples is None else bad_samples)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+BACKENDS: dict[str, tuple[str, Factory]] = {
+    "roi": ("torch", _roi),
+    "torch": ("torch", _torch),
+    "dali": ("nvidia.dali", _dali),
+    "ffcv": ("ffcv", _ffcv),
+}
+
+
+def _window_of_file(dataset: ImageDataset, index: int, window: np.ndarray, resolution: int) -> np.ndarray:
+    return load_window(dataset.paths[index], window, resolution, int(dataset.orientations[index]), scaled=False)
+
+
+def _window_of_beton(dataset: ImageDataset, index: int, window: np.ndarray, resolution: int) -> np.ndarray:
+    from loaders.ffcv_file import JPEG_500, open_beton
+
+    record = open_beton(dataset, JPEG_500, cache_dir()).record(index).tobytes()
+    return load_window(io.BytesIO(record), window, resolution, scaled=False)
+
+
+# What a backend's pixels are compared with, the bytes that it reads, decoded and resized by Pillow; and how closely.
+_oracle = _window_of_file
+_tolerance = TOLERANCE
 
 
 def _installed(module: str) -> bool:
@@ -57,6 +96,9 @@ def create(request: pytest.FixtureRequest) -> Factory:
     module, factory = BACKENDS[request.param]
     if not _installed(module):
         pytest.skip(f"{module} is not installed")
+    global _oracle, _tolerance
+    _oracle = _window_of_beton if request.param == "ffcv" else _window_of_file
+    _tolerance = PLANES_TOLERANCE if request.param in ("ffcv", "roi") else TOLERANCE
     return factory
 
 
@@ -74,8 +116,7 @@ def expected_pixels(dataset: ImageDataset, batch: Batch) -> Iterator[np.ndarray]
     """Yield what Pillow makes of a batch's samples, whatever the plan said of the bad ones among them."""
     plan = draw_batch(dataset, batch.plan.view, batch.plan.seed, batch.plan.epoch, 0, batch.indices.numpy(), batch.keys)
     for index, window, flip in zip(plan.indices, plan.windows, plan.flips, strict=True):
-        orientation = int(dataset.orientations[index])
-        image = load_window(dataset.paths[index], window, plan.resolution, orientation, scaled=False)
+        image = _oracle(dataset, int(index), window, plan.resolution)
         yield image[:, ::-1] if flip else image
 
 
@@ -106,7 +147,7 @@ def contents(batches: Iterator[Batch]) -> list[tuple[list[int], list[int], bytes
 def test_pixels_are_pillows(create: Factory, dataset: ImageDataset, view: View) -> None:
     with create([dataset]) as loader:
         for batch in loader.run(EpochPlan(dataset, 1, view, seed=3)):
-            assert max(differences(dataset, batch)) < TOLERANCE
+            assert max(differences(dataset, batch)) < _tolerance
 
 
 def test_every_form_of_pixels(create: Factory, tmp_path: Path) -> None:
@@ -154,7 +195,7 @@ def test_every_form_of_pixels(create: Factory, tmp_path: Path) -> None:
         for view in views:
             (batch,) = loader.run(EpochPlan(dataset, 0, view))
             found = dict(zip(batch.indices.tolist(), differences(dataset, batch), strict=True))
-            assert {paths[i].name: d for i, d in found.items() if d >= TOLERANCE} == {}
+            assert {paths[i].name: d for i, d in found.items() if d >= _tolerance} == {}
             assert len(found) == len(paths)
 
 
@@ -206,7 +247,7 @@ def test_size_and_batch_switch_between_epochs(create: Factory, dataset: ImageDat
             plan = EpochPlan(dataset, epoch, View(resolution, batch_size))
             for expected, batch in zip(plan, loader.run(plan), strict=True):
                 assert batch.indices.tolist() == expected.indices.tolist()
-                assert max(differences(dataset, batch)) < TOLERANCE
+                assert max(differences(dataset, batch)) < _tolerance
 
 
 def test_start_in_the_middle_equals_the_tail(create: Factory, dataset: ImageDataset) -> None:
@@ -236,7 +277,7 @@ def test_train_and_evaluation_in_one_loader(create: Factory, dataset: ImageDatas
             for plan in (EpochPlan(dataset, epoch, View(24, 8)), EpochPlan(val, 0, View.evaluation(32, 4))):
                 for expected, batch in zip(plan, loader.run(plan), strict=True):
                     assert batch.indices.tolist() == expected.indices.tolist()
-                    assert max(differences(plan.dataset, batch)) < TOLERANCE
+                    assert max(differences(plan.dataset, batch)) < _tolerance
 
 
 def test_batches_held_stay_as_they_are(create: Factory, dataset: ImageDataset) -> None:
@@ -305,7 +346,7 @@ def test_bad_training_sample_is_replaced(create: Factory, tmp_path: Path, damage
                     indices[position] = next(index for index in attempts if index != bad)
                 assert batch.indices.tolist() == indices.tolist()
                 assert batch.labels.tolist() == dataset.labels[indices].tolist()
-                assert max(differences(dataset, batch)) < TOLERANCE
+                assert max(differences(dataset, batch)) < _tolerance
     (sample,) = found
     assert (sample.dataset, sample.index, sample.path) == (dataset.name, bad, dataset.paths[bad])
     assert sample.reason
@@ -319,7 +360,7 @@ def test_bad_evaluation_sample_is_left_out(create: Factory, tmp_path: Path, dama
         for _ in range(2):
             batches = list(loader.run(EpochPlan(dataset, 0, View.evaluation(16, 4, crop_fraction=0.3))))
             assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 7], [8, 9, 10, 11]]
-            assert all(max(differences(dataset, batch)) < TOLERANCE for batch in batches)
+            assert all(max(differences(dataset, batch)) < _tolerance for batch in batches)
     assert [sample.index for sample in found] == [bad]
 
 
@@ -373,4 +414,4 @@ def test_pixels_of_real_photos(create: Factory, resolution: int) -> None:
                 windows = draw_batch(dataset, view, 0, 0, 0, batch.indices.numpy(), batch.keys).windows
                 sizes = np.stack([dataset.widths, dataset.heights], 1)[batch.indices.numpy()]
                 full_scale = (windows[:, 2:] * sizes).min(1) < 4 * resolution
-                assert max(np.array(differences(dataset, batch))[full_scale], default=0) < TOLERANCE
+                assert max(np.array(differences(dataset, batch))[full_scale], default=0) < _tolerance

@@ -19,6 +19,7 @@ import pytest
 from engine.command import load_config
 from engine.config import Config
 from engine.resume import EXACT, WARNED
+from kernels.jpeg import JpegLibraryError, load_library
 from loaders.augment import PRESETS
 from loaders.known import KNOWN_SETS
 from tests.folders import image_folder
@@ -141,6 +142,11 @@ def test_commands_and_snippets_run(
     if "--loader dali" in read(page):
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    if "--loader roi" in read(page):
+        try:
+            load_library()
+        except JpegLibraryError as error:
+            pytest.skip(str(error))
     shell = Shell(tmp_path, monkeypatch, capsys)
     for block in blocks(page):
         if block.illustration:
@@ -161,10 +167,10 @@ def test_commands_and_snippets_run(
 def test_every_option_named_exists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     known = {"--nproc-per-node", "--shm-size", "--ipc"}  # of torchrun and docker
-    for module in ("train", "evaluate", "predict", "export"):
+    for module in ("engine.train", "engine.evaluate", "engine.predict", "engine.export", "loaders.pack"):
         monkeypatch.setattr(sys, "argv", [module, "--help"])
         with pytest.raises(SystemExit):
-            importlib.import_module(f"engine.{module}").main()
+            importlib.import_module(module).main()
         known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     for page in (README, GUIDE, ARCHITECTURE):
         assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]*", read(page))) - known, page

@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 
 from loaders import processes
 from loaders.bad_samples import BadSamples
+from loaders.contract import LoaderError
 from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan, View
 from loaders.torch_backend import TorchLoader
@@ -54,24 +58,117 @@ def test_workers_are_not_forked_beside_dali(
     assert any("DALI is loaded" in record.message for record in caplog.records)
 
 
-def test_a_killed_worker_is_an_error_at_once(dataset: ImageDataset) -> None:
-    with TorchLoader([dataset], 1, BadSamples()) as loader:
+def workers() -> list[int]:
+    return [process.pid for process in multiprocessing.active_children() if process.pid is not None]
+
+
+def threads() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate())
+
+
+@pytest.fixture(params=["fork", "forkserver"])
+def _start_method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "forkserver":
+        monkeypatch.setitem(sys.modules, "nvidia.dali", SimpleNamespace())
+
+
+@pytest.mark.usefixtures("_start_method")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_worker_is_an_error_of_the_loader(dataset: ImageDataset, num_workers: int) -> None:
+    running = threads()
+    with TorchLoader([dataset], num_workers, BadSamples()) as loader:
         batches = loader.run(EpochPlan(dataset, 0, View(24, 1)))
         next(batches)
-        (worker,) = multiprocessing.active_children()
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="killed"):
+        os.kill(workers()[0], signal.SIGKILL)
+        with pytest.raises(LoaderError, match="killed"):
+            list(batches)
+        assert workers() == []
+        assert threads() == running
+        assert len(list(loader.run(EpochPlan(dataset, 0, View(24, 1))))) == len(dataset)
+    assert threads() == running
+
+
+@pytest.mark.usefixtures("_start_method")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_killed_amid_its_answer_leaves_nobody_waiting(
+    dataset: ImageDataset, victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    with TorchLoader([dataset], 2, BadSamples()) as loader, TorchLoader([dataset], 1, BadSamples()) as other:
+        batches = loader.run(EpochPlan(dataset, 0, View(160, 4)))
+        next(batches)
+        victims = workers()
+        next(other.run(EpochPlan(dataset, 0, View(24, 4))))  # its worker has all that a fork inherits
+        time.sleep(0.3)  # one answer fills the pipe, the other worker waits for the queue's lock
+        os.kill(victims[victim], signal.SIGKILL)
+        time.sleep(0.1)
+        with pytest.raises(LoaderError, match="killed"):
             list(batches)
 
 
-def test_an_interrupt_is_left_to_the_main_process(dataset: ImageDataset) -> None:
+def test_a_worker_killed_with_its_pipe_full_leaves_no_thread(dataset: ImageDataset) -> None:
+    running = threads()
+    many = dataset.select(np.zeros(20_000, np.int64))
+    with TorchLoader([many], 1, BadSamples()) as loader:
+        batches = loader.run(EpochPlan(many, 0, View(8, 5000)))  # a request is larger than a pipe
+        os.kill(workers()[0], signal.SIGKILL)
+        with pytest.raises(LoaderError, match="killed"):
+            next(batches)
+    assert threads() == running
+
+
+def test_a_worker_killed_between_epochs_is_an_error_of_the_loader(dataset: ImageDataset) -> None:
+    plan = EpochPlan(dataset, 0, View(24, 4))
+    with TorchLoader([dataset], 2, BadSamples()) as loader:
+        assert len(list(loader.run(plan))) == 6
+        os.kill(workers()[0], signal.SIGKILL)
+        time.sleep(0.1)  # nothing is raised here, as it might be in a step or while a checkpoint is written
+        with pytest.raises(LoaderError, match="killed"):
+            list(loader.run(plan))
+
+
+def test_closing_does_not_wait_for_a_busy_worker(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = multiprocessing.get_context("fork").Event()
+
+    def load(*arguments: object) -> None:
+        busy.set()
+        time.sleep(600)
+
+    monkeypatch.setattr("loaders.torch_backend.load_into", load)
+    with TorchLoader([dataset], 2, BadSamples()) as loader:
+        loader.run(EpochPlan(dataset, 0, View(24, 4)))
+        assert busy.wait(60)
+        assert len(workers()) == 2
+    assert workers() == []
+
+
+def test_a_worker_killed_in_looking_whether_to_end_keeps_no_lock() -> None:
+    context = processes.worker_context()
+    for _ in range(10):
+        flag, started = context.Event(), multiprocessing.get_context("fork").Event()
+        child = context.Process(target=_look_for_ever, args=(flag, started))  # type: ignore[attr-defined]
+        child.start()
+        assert started.wait(60)
+        child.kill()
+        child.join()
+        assert not flag.is_set()
+        flag.set()
+        assert flag.is_set()
+
+
+def _look_for_ever(flag: Any, started: Any) -> None:
+    started.set()
+    while not flag.is_set():
+        pass
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_is_left_to_the_main_process(dataset: ImageDataset, sent: signal.Signals) -> None:
     with TorchLoader([dataset], 1, BadSamples()) as loader:
         batches = loader.run(EpochPlan(dataset, 0, View(24, 4)))
         next(batches)
-        (worker,) = multiprocessing.active_children()
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
+        (worker,) = workers()
+        os.kill(worker, sent)
         assert len(list(batches)) == 5
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -119,6 +121,17 @@ def test_leaving_early_closes_the_source() -> None:
     for _ in Transfer("cpu", MEAN, STD).batches(source.run()):
         break
     assert source.closed
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked for the memory in its gaps")
+def test_gaps_in_the_heap_go_back_to_the_system() -> None:
+    torch.ones(4 << 20)  # freeing 16 MB makes glibc take what is smaller from the heap
+    blocks = [torch.ones(1 << 18) for _ in range(200)]
+    del blocks[::2]
+    before = psutil.Process().memory_info().rss
+    for _ in Transfer("cpu", MEAN, STD).batches([batch(0)]):
+        pass
+    assert before - psutil.Process().memory_info().rss > 60 << 20
 
 
 def test_an_error_of_the_consumer_closes_the_source() -> None:
