@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/document.py`
 
-from bench import memory, throughput, training_loop
+from bench import memory, region_profile, region_speed, throughput, training_loop
 from bench.measure import CellError
 from bench.options import command_line, listed
 from bench.resources import describe_machine
 from bench.tables import Sheet
+from bench.variants import PREPARATION_ERRORS
 from loaders.files import atomic_file
-from loaders.opening import DataError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
@@ -61,6 +61,16 @@ def _throughput(arguments: list[str]) -> tuple[list[Sheet], str]:
     return throughput.sheets(results), throughput.disturbance(results)
 
 
+def _regions(arguments: list[str]) -> tuple[list[Sheet], str]:
+    rows = region_speed.run(region_speed.parse(arguments))
+    return region_speed.sheets(rows), region_speed.notes(rows)
+
+
+def _region_profile(arguments: list[str]) -> tuple[list[Sheet], str]:
+    profiles = region_profile.run(region_profile.parse(arguments))
+    return region_profile.sheets(profiles), region_profile.notes(profiles)
+
+
 def _training_loop(arguments: list[str]) -> tuple[list[Sheet], str]:
     return training_loop.sheets(training_loop.run(training_loop.parse(arguments))), ""
 
@@ -72,7 +82,7 @@ def _memory(arguments: list[str]) -> tuple[list[Sheet], str]:
 SECTIONS = {
     "loaders": Section(
         "throughput",
-        "--loaders torch,dali --peers --num-workers 2 --resolutions 128,224 --seconds 3 --rounds 4",
+        "--loaders torch,dali,ffcv,roi --peers --num-workers 2 --resolutions 128,224 --seconds 3 --rounds 4",
         True,
         _throughput,
     ),
@@ -82,6 +92,8 @@ SECTIONS = {
         True,
         _throughput,
     ),
+    "regions": Section("region_speed", "--seconds 3 --rounds 5", True, _regions),
+    "region-profile": Section("region_profile", "--repetitions 20", True, _region_profile),
     "training-loop": Section(
         "training_loop", "--models resnet10t --resolutions 64,96 --seconds 10 --rounds 5", False, _training_loop
     ),
@@ -121,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {SECTIONS[name].program} {SECTIONS[name].arguments}", file=sys.stderr)
         try:
             text = SECTIONS[name].text(options.data)
-        except (DataError, CellError) as error:
+        except (*PREPARATION_ERRORS, CellError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

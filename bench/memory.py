@@ -1,9 +1,11 @@
 """Whether a loader's memory stays flat over epochs that change size.
 
     python bench/memory.py --data DIR --loaders torch,dali --resolutions 96,128,160,224 --epochs 10
+    python bench/memory.py --data DIR --model resnet10t
 
-Each loader runs in a process of its own, which reports its resident memory, that of its workers included, after each
-epoch. The first round through the sizes fills caches and buffers; what is added after it is the growth.
+With ``--model`` the engine's loop trains on the batches; otherwise they are only brought to the device. Each loader
+runs in a process of its own, which reports its resident memory, that of its workers included, after each epoch. The
+first round through the sizes fills caches and buffers; what is added after it is the growth.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +33,14 @@ from bench.options import add_device, command_line, listed, not_negative, positi
 from bench.peers import MEAN, STD
 from bench.resources import describe_machine, tree_resident_mb
 from bench.tables import Sheet
+from engine.checkpoint import Position
+from engine.distributed import Process, process
+from engine.learner import Learner, LossOptions, StepOptions
+from engine.loop import Epoch, train_epoch
+from engine.model import create_model
+from engine.optim import create_optimizer, learning_rate_factor, parameter_groups
+from engine.precision import resolve_amp
+from loaders.augment import PRESETS
 from loaders.bad_samples import BadSamples
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -44,12 +55,14 @@ class Course:
     """Resident memory of a loader after each epoch.
 
     Attributes:
+        model: trained on the batches; empty if none was.
         resolutions: of the epochs, pixels.
         resident_mb: of the process and its workers after each epoch, in 10**6 bytes.
         cycle: epochs of the first round through the sizes.
     """
 
     loader: str
+    model: str
     num_workers: int
     batch_size: int
     images: int
@@ -71,21 +84,37 @@ def observe(
     resolutions: Sequence[int],
     epochs: int,
     device: str,
+    model: str,
 ) -> Course:
-    """Run a loader and its transfer to the device over epochs of changing size."""
+    """Run a loader and its transfer to the device, and train if a model is named, over epochs of changing size."""
     sizes = tuple(itertools.islice(itertools.cycle(resolutions), epochs))
     resident = []
     transfer = Transfer(torch.device(device), MEAN, STD)
     with (
+        process(device) as this,
         create_loader(loader, [dataset], num_workers, BadSamples(), device) as source,
         tqdm(sizes, desc=loader, unit="epoch", disable=None, leave=False) as progress,
     ):
-        for epoch, resolution in enumerate(progress):
-            for _ in transfer.batches(source.run(EpochPlan(dataset, epoch, View(resolution, batch_size)))):
-                pass
+        learner = create_learner(model, len(dataset.classes), this) if model else None
+        for number, resolution in enumerate(progress):
+            plan = EpochPlan(dataset, number, View(resolution, batch_size))
+            if learner is None:
+                for _ in transfer.batches(source.run(plan)):
+                    pass
+            else:
+                epoch = Epoch(plan, PRESETS["none"], partial(learning_rate_factor, "constant"))
+                train_epoch(learner, source, transfer, epoch, Position(), after_step=lambda batch: False)
             resident.append(tree_resident_mb())
             progress.set_postfix_str(f"{resolution} px, {resident[-1]:.0f} MB")
-    return Course(loader, num_workers, batch_size, len(dataset), sizes, tuple(resident), min(epochs, len(resolutions)))
+    cycle = min(epochs, len(resolutions))
+    return Course(loader, model, num_workers, batch_size, len(dataset), sizes, tuple(resident), cycle)
+
+
+def create_learner(model: str, num_classes: int, this: Process) -> Learner:
+    """Return what trains a model from scratch."""
+    network = create_model(model, num_classes).to(memory_format=torch.channels_last).to(this.device)
+    optimizer = create_optimizer("sgd", parameter_groups(network, weight_decay=5e-4), lr=0.01, momentum=0.9)
+    return Learner(network, optimizer, this, resolve_amp("off", this.device), LossOptions(), StepOptions())
 
 
 def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Course]:
@@ -101,6 +130,7 @@ def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Cour
                 options.resolutions,
                 options.epochs,
                 options.device,
+                options.model,
             ).result()
 
 
@@ -127,6 +157,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=positive, default=10, help="epochs of each loader")
     add("--images", type=positive, default=1000, help="images of an epoch, at most")
     add("--batch-size", type=positive, default=64, help="images of a batch")
+    add("--model", default="", help="a model to train on the batches; none by default")
     add_device(parser)
     return parser.parse_args(argv)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +20,13 @@ from torchvision.datasets.folder import default_loader
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from loaders.cache import cache_dir
+from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan, View
+
+if TYPE_CHECKING:
+    from loaders.ffcv_file import Storage
 
 Output = Literal["uint8", "float32"]
 Images = Generator[torch.Tensor, None, None]
@@ -212,9 +218,76 @@ def _dali_pipeline(work: Work, images: Callable[[], tuple[Any, Any]]) -> Images:
         yield torch.from_dlpack(delivered.as_tensor())
 
 
+def ffcv(work: Work) -> Images:
+    """FFCV on JPEGs of at most 500 pixels: RandomResizedCropRGBImageDecoder, RandomHorizontalFlip, from memory."""
+    from loaders.ffcv_file import JPEG_500
+
+    return _ffcv(work, JPEG_500)
+
+
+def ffcv_raw(work: Work) -> Images:
+    """The same on raw pixels, at most 256 on a side."""
+    from loaders.ffcv_file import RAW_256
+
+    return _ffcv(work, RAW_256)
+
+
+def _ffcv(work: Work, storage: Storage) -> Images:
+    """Run FFCV's own pipeline on the `.beton` file of the data set, which is written on first use."""
+    from loaders.ffcv_file import open_beton  # before FFCV itself: says how to install it
+
+    # isort: split
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import Convert, NormalizeImage, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
+
+    size = (work.resolution, work.resolution)
+    mean, std = 255 * np.array(MEAN, np.float32), 255 * np.array(STD, np.float32)
+    operations: list[Any] = [RandomResizedCropRGBImageDecoder(size, SCALE, RATIO), RandomHorizontalFlip(FLIP)]
+    if work.output == "uint8":
+        operations += [ToTensor(), ToTorchImage()]
+    elif work.device == "cpu":
+        operations += [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()]
+    else:
+        device = torch.device(work.device)
+        operations += [ToTensor(), ToDevice(device), ToTorchImage(), Convert(torch.float32)]
+        operations.append(transforms.Normalize(mean.tolist(), std.tolist()))
+    loader = Loader(
+        str(open_beton(work.dataset, storage, cache_dir()).path),
+        batch_size=work.batch_size,
+        num_workers=max(1, min(work.num_workers, int(usable_cores()))),
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        pipelines={"image": operations, "label": None},
+    )
+    while True:
+        epoch = iter(loader)
+        try:
+            for (images,) in epoch:
+                yield images
+        finally:
+            epoch.close()  # its thread ends when it next finds the queue full
+
+
 PEERS: dict[str, Callable[[Work], Images]] = {
     "peer:torchvision": torchvision_pillow,
     "peer:torchvision-v2": torchvision_tensors,
     "peer:dali": dali,
     "peer:dali-windows": dali_windows,
+    "peer:ffcv": ffcv,
+    "peer:ffcv-raw256": ffcv_raw,
 }
+_MODULES = {
+    "peer:dali": "nvidia.dali",
+    "peer:dali-windows": "nvidia.dali",
+    "peer:ffcv": "ffcv",
+    "peer:ffcv-raw256": "ffcv",
+}
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a peer can run here."""
+    try:
+        return name not in _MODULES or find_spec(_MODULES[name]) is not None
+    except ModuleNotFoundError:  # the package that a module should be in
+        return False

@@ -59,7 +59,7 @@ def describe_machine() -> str:
         models = [line for line in information.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].partition(":")[2].strip() if models else cpu
     parts = [f"{os.cpu_count()} cores, {cpu}", f"Python {platform.python_version()}"]
-    for package in ("torch", "torchvision", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+    for package in ("torch", "torchvision", "pillow", "nvidia-dali-cuda130", "ffcv", "nvidia-dali-cuda120"):
         try:
             parts.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

@@ -1,9 +1,13 @@
 """How fast loaders deliver images: loaders x workers x resolutions x output, measured in turns.
 
-    python bench/throughput.py --data DIR --loaders torch,dali --num-workers 0,1,2 --resolutions 128,224 --peers
+    python bench/throughput.py --data DIR --loaders torch,roi --num-workers 0,1,2 --resolutions 128,224 --peers
+    python bench/throughput.py --data DIR --loaders roi,roi:keep,roi:plain,roi:256,roi:renditions,ffcv,ffcv:raw256
 
-All loaders read the same files, from memory once warm, and draw crops from the same distribution. A set of few images
-is repeated so that epochs are long: what is measured is the steady rate.
+All loaders read the same images, from memory once warm, and draw crops from the same distribution. A set of few images
+is repeated so that epochs are long: what is measured is the steady rate. A variant behind a colon says how the images
+are stored: ``roi`` packs them at most 500 pixels large (``roi:256``: 256; ``roi:renditions``, ``roi:renditions-256``:
+with a version of 320 or 256 pixels beside it; ``roi:keep``: the original JPEG data; ``roi:plain``: the files), ``ffcv``
+writes JPEGs of at most 500 pixels (``ffcv:raw256``: raw pixels, at most 256). That is done first and not measured.
 """
 
 from __future__ import annotations
@@ -11,13 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -38,40 +41,74 @@ from bench.measure import (
     write_records,
 )
 from bench.options import add_measuring, command_line, listed, not_negative, positive
-from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work
+from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work, is_installed
 from bench.resources import describe_machine
 from bench.tables import Sheet
-from loaders.bad_samples import BadSamples
+from bench.variants import (
+    OWN_LOADERS,
+    PREPARATION_ERRORS,
+    USUAL_LOADERS,
+    open_loader,
+    prepare,
+    split_name,
+    why_missing,
+    without_records,
+)
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.opening import DataError, open_data
+from loaders.opening import open_data
+from loaders.packed import open_packed
+from loaders.packed_manifest import is_packed
 from loaders.plan import EpochPlan, View
-from loaders.registry import LOADER_NAMES, create_loader
 from loaders.transfer import Transfer
 
+Dataset = TypeVar("Dataset", bound=ImageDataset)
+
 MIN_EPOCH_IMAGES = 50_000
-COMPARED_WITH = {"torch": ("peer:torchvision", "peer:torchvision-v2"), "dali": ("peer:dali-windows", "peer:dali")}
+_REGION_PEERS = ("peer:ffcv", "peer:dali", "peer:dali-windows")
+COMPARED_WITH = {
+    "torch": ("peer:torchvision", "peer:torchvision-v2"),
+    "dali": ("peer:dali-windows", "peer:dali"),
+    "ffcv": ("peer:ffcv",),
+    "ffcv:raw256": ("peer:ffcv-raw256",),
+    **dict.fromkeys(("roi", "roi:keep", "roi:plain", "roi:renditions", "roi:renditions-256"), _REGION_PEERS),
+    "roi:256": ("peer:ffcv-raw256",),
+}
 HEADINGS = ("loader", "workers", "images/s", "ratio", "to", "cpu-ms", "MB", "first s", "others")
+_INSTALLED = "installed"
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
-def own_images(name: str, work: Work) -> Images:
-    """Run one of our loaders without end, one epoch after another."""
+def own_images(name: str, work: Work, packed: Path | None = None) -> Images:
+    """Run one of our loaders without end, one epoch after another.
+
+    Args:
+        name: of the loader, with its variant.
+        work: what it is to do.
+        packed: the folder of a packed set to read in place of the work's data set.
+    """
     device = torch.device(work.device)
     view = View(work.resolution, work.batch_size, scale=SCALE, ratio=RATIO, flip=FLIP)
-    with create_loader(name, [work.dataset], work.num_workers, BadSamples("raise"), device) as loader:
+    dataset = work.dataset if packed is None else long_epoch(open_packed(packed).train)
+    with open_loader(name, dataset, work.num_workers, device) as loader:
         transfer = Transfer(device, MEAN, STD)
         for epoch in itertools.count():
-            batches = loader.run(EpochPlan(work.dataset, epoch, view))
+            batches = loader.run(EpochPlan(dataset, epoch, view))
             for batch in batches if work.output == "uint8" else transfer.batches(batches):
                 yield batch.images
 
 
-def deliver(name: str, work: Work) -> Batches:
+def deliver(name: str, work: Work, packed: Path | None) -> Batches:
     """Run a loader of ours or a peer and count its images."""
-    with closing(PEERS[name](work) if name in PEERS else own_images(name, work)) as batches:
+    with closing(PEERS[name](work) if name in PEERS else own_images(name, work, packed)) as batches:
         for images in batches:
             yield len(images)
+
+
+def cell(name: str, work: Work, packed: Path | None) -> Cell:
+    """Return a loader and its work as something to measure."""
+    title = f"{name}, {work.num_workers} workers, {work.resolution} px, {work.output}"
+    return Cell(title, partial(deliver, name, work, packed))
 
 
 @dataclass(frozen=True)
@@ -85,8 +122,10 @@ class Result:
 
     def record(self, machine: str) -> dict[str, Any]:
         """Return a record of the JSON file."""
+        loader, variant = split_name(self.loader)
         return {
-            "loader": self.loader,
+            "loader": loader,
+            "variant": variant,
             "num_workers": self.work.num_workers,
             "resolution": self.work.resolution,
             "batch_size": self.work.batch_size,
@@ -99,7 +138,11 @@ class Result:
 
 
 def compare(
-    loaders: Sequence[str], works: Sequence[Work], rounds: int, seconds: float, report: Callable[[list[Result]], None]
+    loaders: Mapping[str, Path | None],
+    works: Sequence[Work],
+    rounds: int,
+    seconds: float,
+    report: Callable[[list[Result]], None],
 ) -> list[Result]:
     """Measure each loader on each piece of work.
 
@@ -107,7 +150,7 @@ def compare(
     because open cells take memory.
 
     Args:
-        loaders: names, those of PEERS included.
+        loaders: names, those of PEERS included, with the folders of the packed sets that they read.
         works: what each loader is to do.
         rounds: turns of each.
         seconds: length of a turn.
@@ -120,7 +163,7 @@ def compare(
     results: list[Result] = []
     with progress_bar(sum(turns(len(group), rounds) for group in groups)) as progress:
         for group in groups:
-            cells = [Cell(label(*pair), partial(deliver, *pair)) for pair in group]
+            cells = [cell(name, work, loaders[name]) for name, work in group]
             measured = dict(zip(group, measure(cells, rounds=rounds, seconds=seconds, progress=progress), strict=True))
             for (name, work), figures in measured.items():
                 peers = [peer for peer in COMPARED_WITH.get(name, ()) if (peer, work) in measured]
@@ -130,12 +173,7 @@ def compare(
     return results
 
 
-def label(name: str, work: Work) -> str:
-    """Return what to call a cell in messages."""
-    return f"{name}, {work.num_workers} workers, {work.resolution} px, {work.output}"
-
-
-def long_epoch(dataset: ImageDataset) -> ImageDataset:
+def long_epoch(dataset: Dataset) -> Dataset:
     """Return the images whose header is readable, repeated to MIN_EPOCH_IMAGES."""
     good = np.setdiff1d(np.arange(len(dataset)), list(dataset.problems))
     repeats = -(-MIN_EPOCH_IMAGES // len(good))
@@ -198,12 +236,16 @@ def legend() -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    installed = ["torch"] + ["dali"] * (find_spec("nvidia.dali") is not None)
-    known = [*LOADER_NAMES, *PEERS]
+    known = [*OWN_LOADERS, *PEERS]
     parser = command_line("throughput", __doc__)
     add = parser.add_argument
     add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
-    add("--loaders", type=listed(str, known), default=",".join(installed), help=f"of {', '.join(known)}")
+    add(
+        "--loaders",
+        type=listed(str, [*known, _INSTALLED]),
+        default=_INSTALLED,
+        help=f"of {', '.join(known)}; {_INSTALLED}: {', '.join(USUAL_LOADERS)} where they are, roi for a packed set",
+    )
     add("--peers", action="store_true", help="also measure other loaders in their own plain form")
     add("--num-workers", type=listed(not_negative), default=f"{int(usable_cores())}", help="processes or threads")
     add("--resolutions", type=listed(positive), default="128,224", help="sides of the images delivered, pixels")
@@ -216,9 +258,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_measuring(parser)
     options = parser.parse_args(argv)
-    if options.peers:
-        peers = [name for name in PEERS if not name.startswith("peer:dali") or "dali" in installed]
-        options.loaders = list(dict.fromkeys([*options.loaders, *peers]))
+    usual = ["roi"] if is_packed(Path(options.data).expanduser()) else [n for n in USUAL_LOADERS if not why_missing(n)]
+    peers = [name for name in PEERS if options.peers and is_installed(name)]
+    named = [usual if name == _INSTALLED else [name] for name in options.loaders]
+    options.loaders = list(dict.fromkeys(itertools.chain(*named, peers)))
     return options
 
 
@@ -226,10 +269,13 @@ def run(options: argparse.Namespace) -> list[Result]:
     """Measure what the command line asks for, writing the JSON file as results come in.
 
     Raises:
-        DataError: there are no data.
         CellError: a loader failed.
+        DataError, PackError, LoaderError, ImportError: there are no data, or they cannot be had in the form that a
+            loader reads.
     """
-    dataset = long_epoch(open_data(options.data).train)
+    data = open_data(options.data)
+    dataset = long_epoch(without_records(data.train))
+    loaders = {name: prepare(name, data, dataset) for name in options.loaders}
     works = [
         Work(dataset, resolution, options.batch_size, num_workers, output, options.device)
         for output in options.output
@@ -242,7 +288,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         if options.json:
             write_records(options.json, [result.record(machine) for result in results])
 
-    return compare(options.loaders, works, options.rounds, options.seconds, save)
+    return compare(loaders, works, options.rounds, options.seconds, save)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         results = run(options)
-    except (DataError, CellError) as error:
+    except (*PREPARATION_ERRORS, CellError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

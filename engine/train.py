@@ -176,6 +176,7 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
             bad_samples,
             this.device,
             config.loader.prefetch,
+            config.data.cache,
         )
         with loader, stop_on_signals() as stop:
             logger.info("Loader: %s", loader.describe())

@@ -1,8 +1,8 @@
 """Augmentation of whole batches of bytes on the device, each image by draws of its own.
 
 What runs where: the loader crops, resizes and flips (the plan says how). Everything else runs on the device, in this
-order: shift within a reflected border, rotation, color jitter, RandAugment or TrivialAugment, blur, grayscale, random
-erasing; then come normalization (kernels.device) and mixup or CutMix (loaders.mixing).
+order: shift within a reflected border, rotation, color jitter, RandAugment or TrivialAugment, blur, grayscale; then, in
+one pass (kernels.fused), random erasing, mixup or CutMix (loaders.mixing) and normalization.
 
 The draws are made on the host, keyed by the sample, and decide which images each operation works on. So a sample's
 result does not depend on the rest of its batch, and the host never has to ask the device for anything.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kernels.device import Color, upload
+from kernels.fused import Erase
 from kernels.random import uniform
 from loaders import draws
 from loaders.plan import Crop
@@ -172,8 +173,6 @@ def _steps(draw: draws.Draw, augmentation: Augmentation, height: int, width: int
         steps += draws.blur(draw, augmentation.blur, height, width)
     if augmentation.grayscale:
         steps += draws.grayscale(draw, augmentation.grayscale)
-    if augmentation.erasing:
-        steps += draws.erasing(draw, augmentation.erasing, height, width, fill)
     return [step for step in steps if len(step.rows)]
 
 
@@ -185,14 +184,14 @@ def augment(
     augmentation: Augmentation,
     fill: Color = (0.5, 0.5, 0.5),
 ) -> torch.Tensor:
-    """Apply what ``augmentation`` leaves to the device: all but crop, flip, mixup and CutMix.
+    """Apply what ``augmentation`` leaves to the device: all but crop, flip, erasing, mixup and CutMix.
 
     Args:
         images: uint8 (N, 3, H, W), dense, planar or channels_last; not changed.
         seed, epoch: what the draws depend on besides the keys.
         keys: uint64 (N,), one for each image.
-        fill: red, green and blue (0 to 1) of what geometric operations bring in from outside the image and of erased
-            rectangles; give the mean that the images are normalized with, and both become zeros.
+        fill: red, green and blue (0 to 1) of what geometric operations bring in from outside the image; give the mean
+            that the images are normalized with, and it becomes zeros.
 
     Returns:
         uint8 (N, 3, H, W) in the same layout; the images themselves where nothing changes.
@@ -211,6 +210,17 @@ def augment(
         changed = operation(selected, parameters)
         stored.index_copy_(0, rows, changed if planar else changed.permute(0, 2, 3, 1))
     return stored if planar else stored.permute(0, 3, 1, 2)
+
+
+def draw_erasing(
+    images: torch.Tensor, seed: int, epoch: int, keys: np.ndarray, augmentation: Augmentation
+) -> Erase | None:
+    """Draw what of the images is erased, for kernels.fused; arguments as those of `augment`."""
+    if not augmentation.erasing:
+        return None
+    draw = partial(uniform, seed, epoch, keys)
+    boxes = draws.erasing(draw, augmentation.erasing, images.shape[2], images.shape[3])
+    return Erase(upload(boxes, images.device))
 
 
 def _uploaded(

@@ -224,8 +224,12 @@ def grayscale(draw: Draw, probability: float) -> list[Step]:
     return [Step.of(operations.grayscale, draws[:, 0] < probability, draws[:, :0])]
 
 
-def erasing(draw: Draw, probability: float, height: int, width: int, fill: Color) -> list[Step]:
-    """Erase a rectangle of some images; a shape that does not fit is drawn again, ten times at most."""
+def erasing(draw: Draw, probability: float, height: int, width: int) -> np.ndarray:
+    """Draw rectangles to erase; a shape that does not fit is drawn again, ten times at most.
+
+    Returns:
+        int32 (N, 4): left, top, right and bottom in pixels, right and bottom excluded; empty where nothing is erased.
+    """
     draws = draw(Stream.ERASING, 3 + 2 * _ERASING_ATTEMPTS)
     chosen, corner = draws[:, 0] < probability, draws[:, 1:3]
     shapes = draws[:, 3:].reshape(-1, _ERASING_ATTEMPTS, 2)
@@ -238,4 +242,4 @@ def erasing(draw: Draw, probability: float, height: int, width: int, fill: Color
     sides = np.concatenate([np.take_along_axis(side, attempt, axis=1) for side in (widths, heights)], axis=1)
     corners = np.floor(corner * (np.array([width, height]) - sides + 1))
     boxes = np.concatenate([corners, corners + sides], axis=1)
-    return [Step.of(operations.erase, chosen & fits.any(axis=1), _filled(boxes, fill))]
+    return np.where((chosen & fits.any(axis=1))[:, None], boxes, 0).astype(np.int32)

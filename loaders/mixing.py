@@ -1,4 +1,4 @@
-"""Mixup and CutMix: two images and two labels in one, for whole batches on the device."""
+"""Mixup and CutMix: two images and two labels in one, drawn for whole batches; kernels.fused carries it out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kernels.device import upload
+from kernels.fused import CutMix, Mixup
 from kernels.random import Stream, words
 
 
@@ -26,47 +27,47 @@ class MixedLabels:
     weight: torch.Tensor
 
 
-def mix(
-    images: torch.Tensor,
+def draw_mix(
     labels: torch.Tensor,
     seed: int,
     epoch: int,
     key: int,
     mixup_alpha: float,
     cutmix_alpha: float,
-) -> MixedLabels:
-    """Mix each image with another of the batch by mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
+    height: int,
+    width: int,
+) -> tuple[Mixup | CutMix, MixedLabels]:
+    """Draw with which other of its batch each image is mixed, by mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
 
     With both alphas positive, a batch gets the one or the other with equal probability. The partners, the choice and
     the share, from Beta(alpha, alpha), are drawn once for the batch; CutMix's share is that of the pixels that stay,
     counted after the rectangle is clipped to the image.
 
     Args:
-        images: floating-point (N, 3, H, W); changed in place.
-        labels: int64 (N,), on the images' device.
+        labels: int64 (N,), on the device.
         seed, epoch, key: what the draws depend on: give the key of the batch's first sample, so that every batch of
             every rank has draws of its own.
         mixup_alpha, cutmix_alpha: 0 is off; at least one is positive.
+        height, width: of the images.
 
     Returns:
-        The labels of the images as they are now.
+        What is to be done to the images, and the labels that they have then; tensors on the labels' device.
     """
     word = int(words(seed, epoch, np.array([key], np.uint64), Stream.MIXING)[0])
     random = np.random.Generator(np.random.PCG64(word))
-    count = len(labels)
-    order = random.permutation(count)
+    order = random.permutation(len(labels))
     use_cutmix = cutmix_alpha > 0 and (mixup_alpha == 0 or random.random() < 0.5)
     alpha = cutmix_alpha if use_cutmix else mixup_alpha
     share = random.beta(alpha, alpha)
-    partners = upload(order, images.device)
+    partners = upload(order, labels.device)
+    box = None
     if use_cutmix:
-        top, bottom, left, right = _rectangle(random, 1 - share, images.shape[2], images.shape[3])
-        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partners]
-        share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-    else:
-        images.lerp_(images[partners], 1 - share)
-    weight = torch.full((count,), share, dtype=torch.float32, device=images.device)
-    return MixedLabels(labels, labels[partners], weight)
+        top, bottom, left, right = _rectangle(random, 1 - share, height, width)
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+        box = left, top, right, bottom
+    weight = torch.full((len(labels),), share, dtype=torch.float32, device=labels.device)
+    mixed = MixedLabels(labels, labels[partners], weight)
+    return (CutMix(partners, box) if box else Mixup(partners, weight)), mixed
 
 
 def _rectangle(random: np.random.Generator, area: float, height: int, width: int) -> tuple[int, int, int, int]:

@@ -188,17 +188,3 @@ def blur(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
 def grayscale(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """Replace every channel by the luma. No parameters."""
     return _luma(images).to(torch.uint8).expand_as(images)
-
-
-def erase(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Fill a rectangle with one color.
-
-    Args:
-        parameters: left, top, right and bottom in pixels (right and bottom excluded), and the color's red, green and
-            blue (0 to 255).
-    """
-    left, top, right, bottom = (_column(parameters, i) for i in range(4))
-    x = torch.arange(images.shape[3], device=images.device)
-    y = torch.arange(images.shape[2], device=images.device)[:, None]
-    inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    return torch.where(inside, parameters[:, 4:7, None, None].to(torch.uint8), images)

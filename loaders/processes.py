@@ -147,6 +147,17 @@ def _close(queue: Queue[Any]) -> None:
         os.close(pipe)
 
 
+def end_with_parent() -> None:
+    """Wait for the end of the process that started this one, and end this one: for a thread of a worker.
+
+    If the parent is killed outright, a worker would otherwise wait forever for an answer to be taken from it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def choose_transport(bytes_in_flight: int) -> Transport:
     """Return how batches travel: shared memory, or a pipe where /dev/shm is too small (Docker gives 64 MB).
 

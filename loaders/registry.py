@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from loaders.bad_samples import BadSamples
-from loaders.contract import Loader
+from loaders.contract import Loader, LoaderError
 from loaders.dataset import ImageDataset
+from loaders.packed import PackedDataset
 
-LOADER_NAMES = ("torch", "dali", "roi", "synthetic")
+LOADER_NAMES = ("torch", "dali", "ffcv", "roi", "synthetic")
+_PACKED_LOADERS = ("roi", "synthetic")  # that take packed sets
 
 
 def create_loader(
@@ -20,21 +23,28 @@ def create_loader(
     bad_samples: BadSamples,
     device: torch.device | str = "cpu",
     prefetch: int = 2,
+    cache: Path | None = None,
 ) -> Loader:
     """Create a loader.
 
     Args:
         name: one of LOADER_NAMES.
         datasets: the data sets that its plans will refer to.
-        num_workers: worker processes (``torch``) or threads (``dali``, ``roi``).
+        num_workers: worker processes (``torch``) or threads (the others).
         bad_samples: the policy for files that cannot be decoded.
         device: where the batches are needed; ``dali`` decodes there.
-        prefetch: batches in flight, for each worker (``torch``) or in all (``dali``, ``roi``).
+        prefetch: batches in flight, for each worker (``torch``) or in all (the others).
+        cache: where ``ffcv`` keeps the files that it writes; None for ``cache_dir()``.
 
     Raises:
         ValueError: the name is unknown.
         ImportError: the backend is not installed; the message says how to install it.
+        LoaderError: a set is packed, and the backend does not read packed sets.
     """
+    if name not in _PACKED_LOADERS:
+        for dataset in datasets:
+            if isinstance(dataset, PackedDataset):
+                raise LoaderError(f"{dataset.name} is packed: only the loader roi reads packed sets, not {name}")
     if name == "torch":
         from loaders.torch_backend import TorchLoader
 
@@ -43,6 +53,10 @@ def create_loader(
         from loaders.dali_backend import DaliLoader
 
         return DaliLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch)
+    if name == "ffcv":
+        from loaders.ffcv_backend import FfcvLoader
+
+        return FfcvLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch, cache=cache)
     if name == "roi":
         from loaders.roi_backend import RoiLoader
 

@@ -23,6 +23,7 @@ from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan
 from loaders.roi_jobs import Job, Worker
 
+_HELD = 3  # batches that a caller may hold, one fetched ahead included, while another is begun
 EPOCH_ENDED = "this epoch has ended: the loader was closed or another epoch was started"
 
 
@@ -61,8 +62,8 @@ class _Crew:
             self._ended = True
             self._changed.notify_all()
         self.cancel()
-        for thread in self._threads:
-            if thread is not threading.current_thread():  # the collector may run anywhere
+        if threading.current_thread() not in self._threads:  # where the collector may run, holding the others up
+            for thread in self._threads:
                 thread.join()
 
     def _work(self, worker: Worker) -> None:
@@ -112,7 +113,7 @@ class RoiLoader(Loader):
         self.device = torch.device("cpu")
         self.prefetch = prefetch
         self._num_threads = max(1, min(num_workers, int(usable_cores())))
-        self._buffers = BufferPool(pinned=device.type == "cuda", keep=prefetch + 1)
+        self._buffers = BufferPool(pinned=device.type == "cuda", keep=prefetch + _HELD)
         self._known_bad = [dict(bad_samples.known(dataset)) for dataset in self.datasets]
         self._crew: _Crew | None = None
         self._runs = 0
@@ -138,11 +139,13 @@ class RoiLoader(Loader):
 
     def _give(self, number: int, plan: EpochPlan, step: int) -> Job:
         """Have a batch begun."""
-        assert self._crew is not None
+        crew = self._crew
+        if crew is None:  # closed by another thread just now
+            raise RuntimeError(EPOCH_ENDED)
         batch = plan.batch(step)
         pixels = self._buffers.take((len(batch), 3, batch.resolution, batch.resolution))
         job = Job(plan.dataset, batch, pixels, self._known_bad[number], self.bad_samples.policy == "skip")
-        self._crew.give(job)
+        crew.give(job)
         return job
 
     def _deliver(self, number: int, plan: EpochPlan, jobs: deque[Job], current: int) -> Iterator[Batch]:
@@ -152,6 +155,8 @@ class RoiLoader(Loader):
             job = jobs.popleft()
             jobs.extend(self._give(number, plan, step) for step in self._steps(plan, delivered + self.prefetch, 1))
             job.finished.wait()
+            if current != self._runs:
+                raise RuntimeError(EPOCH_ENDED)
             if job.error is not None:
                 raise job.error
             if bad := job.bad:

@@ -147,7 +147,8 @@ class Job:
         orientation = int(self.dataset.orientations[index])
         try:
             if isinstance(self.dataset, PackedDataset):
-                load_bytes_into(self.dataset.checked_record(index), window, out, flip, orientation)
+                record = self.dataset.checked_record(index).copy()  # PyTorch warns of memory that is read-only
+                load_bytes_into(record, window, out, flip, orientation)
             else:
                 load_into(self.dataset.paths[index], window, out, flip, orientation)
         except PixelError as error:

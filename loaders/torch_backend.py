@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,14 @@ from loaders.contract import Batch, Loader, LoaderError
 from loaders.dataset import ImageDataset
 from loaders.pixels import PixelError, load_into, pillow_version
 from loaders.plan import BatchPlan, EpochPlan, substitute
-from loaders.processes import Transport, Workers, choose_transport, warn_of_pipes, worker_context
+from loaders.processes import (
+    Transport,
+    Workers,
+    choose_transport,
+    end_with_parent,
+    warn_of_pipes,
+    worker_context,
+)
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -290,4 +298,5 @@ def _prepare_worker(number: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, first_sigterm)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

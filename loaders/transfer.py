@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.device import Color, normalize, upload
-from loaders.augment import Augmentation, augment
+from kernels.device import Color, upload
+from kernels.fused import fuse
+from loaders.augment import Augmentation, augment, draw_erasing
 from loaders.contract import Batch
-from loaders.mixing import mix
+from loaders.mixing import draw_mix
 from loaders.plan import BatchPlan
 
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
@@ -137,6 +138,7 @@ class _CudaRoute:
         self._ring = StagingRing(
             lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event, slots=self.ahead + 1
         )
+        self._being_copied: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._step_end: torch.cuda.Event | None = None
         self._gaps: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._waited = 0.0
@@ -153,6 +155,10 @@ class _CudaRoute:
             images = host.to(self._device, non_blocking=True)
             labels = upload(batch.labels, self._device)
             copied.record(self._stream)
+        # A page-locked batch may lie in memory that its loader uses again once nobody refers to it.
+        self._being_copied.append((copied, host))
+        while self._being_copied and self._being_copied[0][0].query():
+            self._being_copied.popleft()
         return _Sent(batch, images, labels, copied, wait_seconds)
 
     def receive(self, sent: _Sent) -> None:
@@ -259,12 +265,15 @@ class Transfer:
     def _prepare(self, sent: _Sent, augmentation: Augmentation | None) -> DeviceBatch:
         self._route.receive(sent)
         batch, plan, images = sent.batch, sent.batch.plan, sent.images
+        erase = None
         if augmentation is not None:
+            erase = draw_erasing(images, plan.seed, plan.epoch, batch.keys, augmentation)
             images = augment(images, plan.seed, plan.epoch, batch.keys, augmentation, fill=self.mean)
-        images = normalize(images, self.mean, self.std, self.dtype, self.memory_format)
-        labels, other_labels, weight = sent.labels, None, None
+        labels, other_labels, weight, mixing = sent.labels, None, None, None
         if augmentation is not None and augmentation.mixes and len(batch):
             alphas = augmentation.mixup, augmentation.cutmix
-            mixed = mix(images, labels, plan.seed, plan.epoch, int(batch.keys[0]), *alphas)
+            key, size = int(batch.keys[0]), images.shape[2:]
+            mixing, mixed = draw_mix(labels, plan.seed, plan.epoch, key, *alphas, *size)
             other_labels, weight = mixed.other_labels, mixed.weight
+        images = fuse(images, self.mean, self.std, self.dtype, self.memory_format, erase=erase, mix=mixing)
         return DeviceBatch(images, labels, other_labels, weight, batch.indices, plan, sent.wait_seconds)

@@ -4,8 +4,8 @@
 #   scripts/environment.sh         everything the tests need
 #   scripts/environment.sh simd    the same with pillow-simd (built for AVX2) in place of Pillow, linked as .venv-simd
 #
-# What is not on PyPI as a wheel needs Debian packages: they are installed when this runs as root, and named otherwise. An
-# environment without FFCV is whole without the loader ffcv; repeat the command when the packages are there.
+# What is not on PyPI as a wheel needs Debian packages: they are installed when this runs as root, and named otherwise.
+# Without them all but the loaders ffcv and roi works; repeat the command when they are there.
 #
 # Environments are kept in $HEADRACE_ENVIRONMENTS (default ~/.cache/headrace/environments), named by the hash of what
 # they hold, so that clones share them and changed dependencies get a new one. PYTHON chooses the interpreter.
@@ -69,7 +69,8 @@ install_libraries() {
     local packages="g++ pkg-config libturbojpeg0 libjpeg-turbo-progs libturbojpeg0-dev libopencv-dev"
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "Installing $packages"
-        if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null; then return; fi
+        export DEBIAN_FRONTEND=noninteractive
+        if apt-get update -qq && apt-get install -y -qq $packages >/dev/null; then return; fi
     fi
     echo "For the loaders roi and ffcv, now or later: sudo apt-get install $packages" >&2
 }

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import memory, throughput, training_loop
+from bench import memory, throughput, training_loop, variants
 from bench.options import listed, positive
-from bench.peers import MEAN, PEERS, STD, Output, Work
+from bench.peers import MEAN, PEERS, STD, Output, Work, is_installed
+from bench.variants import OWN_LOADERS, prepare, split_name, why_missing
 from loaders.opening import open_data
+from loaders.packed import PackedDataset, open_packed
 from tests.folders import image_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +48,8 @@ def test_lists_name_what_is_wrong() -> None:
 
 
 def first_batches(name: str, work: Work, count: int = 2) -> Iterator[torch.Tensor]:
-    if name.startswith("peer:dali"):
-        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    if not is_installed(name):
+        pytest.skip(f"what {name} needs is not installed")
     batches = PEERS[name](work)
     for _ in range(count):
         yield next(batches).clone()
@@ -72,6 +74,68 @@ def test_peers_deliver_normalized_images(name: str, folder: Path) -> None:
         assert lowest - 1e-3 <= images.min() < 0 < images.max() <= highest + 1e-3
 
 
+# Variants
+
+
+def require(name: str) -> None:
+    """Skip a test where a loader cannot run."""
+    if reason := why_missing(name):
+        pytest.skip(reason)
+
+
+def test_a_variant_stands_behind_a_colon() -> None:
+    assert split_name("roi") == ("roi", "")
+    assert split_name("roi:renditions-256") == ("roi", "renditions-256")
+    assert split_name("ffcv:raw256") == ("ffcv", "raw256")
+    assert all(split_name(name) == (name, "") for name in PEERS)
+
+
+def packed_by(name: str, folder: Path) -> PackedDataset:
+    require(name)
+    data = open_data(str(folder), show_progress=False)
+    packed = prepare(name, data, data.train)
+    assert packed is not None
+    dataset = open_packed(packed).train
+    assert isinstance(dataset, PackedDataset)
+    return dataset
+
+
+def test_variants_are_packed_as_they_say(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, train=3, val=3, side=510)  # to 1020 pixels
+    assert packed_by("roi", folder).widths.max() <= 500
+    assert packed_by("roi:256", folder).heights.max() <= 256
+    assert [rendition.max_side for rendition in packed_by("roi:renditions", folder).renditions] == [320]
+    assert [rendition.max_side for rendition in packed_by("roi:renditions-256", folder).renditions] == [256]
+    kept, files = packed_by("roi:keep", folder), open_data(str(folder), show_progress=False).train
+    assert sorted(kept.widths) == sorted(files.widths)
+    assert prepare("roi:plain", open_data(str(folder), show_progress=False), files) is None
+
+
+def test_ffcv_variants_are_written_beforehand(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require("ffcv")
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    data = open_data(str(folder), show_progress=False)
+    for name in ("ffcv", "peer:ffcv", "ffcv:raw256", "peer:ffcv-raw256"):
+        assert prepare(name, data, data.train) is None
+    assert len(list(tmp_path.glob("ffcv/*.beton"))) == 2
+
+
+def test_what_is_missing_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "is_installed", lambda name: name not in ("peer:dali", "peer:ffcv"))
+    assert why_missing("torch") is None
+    assert why_missing("dali") == "what dali needs is not installed"
+    assert why_missing("peer:ffcv") == "what peer:ffcv needs is not installed"
+    assert not {"dali", "ffcv"} & set(throughput.parse([]).loaders)
+    assert "dali" in throughput.parse(["--loaders", "dali"]).loaders  # which then says what is missing
+
+
+def test_original_data_need_jpegtran(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("roi")
+    monkeypatch.setenv("PATH", "")
+    assert "jpegtran" in (why_missing("roi:keep") or "")
+    assert why_missing("roi") is None
+
+
 # The scripts
 
 
@@ -86,6 +150,7 @@ def test_throughput_writes_a_record_for_each_cell(folder: Path, tmp_path: Path) 
 
     records = json.loads(target.read_text())
     assert [record["loader"] for record in records] == ["torch", "peer:torchvision"]
+    assert [record["variant"] for record in records] == ["", ""]
     for record in records:
         rate = record["images_per_second"]
         assert 0 < rate["min"] <= rate["median"] <= rate["max"]
@@ -103,13 +168,39 @@ def test_throughput_writes_a_record_for_each_cell(folder: Path, tmp_path: Path) 
             assert not record["ratios"]
 
 
+def test_throughput_of_a_variant(folder: Path, tmp_path: Path) -> None:
+    require("roi")
+    target = tmp_path / "out.json"
+    options = ["--data", str(folder), "--loaders", "roi:256", "--num-workers", "1", "--resolutions", "32"]
+    options += ["--batch-size", "8", "--output", "uint8", "--seconds", "0.2", "--rounds", "1", "--device", "cpu"]
+    assert throughput.main([*options, "--json", str(target)]) == 0
+    (record,) = json.loads(target.read_text())
+    assert (record["loader"], record["variant"]) == ("roi", "256")
+    assert record["images_per_second"]["median"] > 0
+
+
+def test_throughput_of_a_packed_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed, target = packed_by("roi", folder).shards.folder, tmp_path / "out.json"
+    options = ["--data", str(packed), "--num-workers", "1", "--resolutions", "32", "--batch-size", "8"]
+    options += ["--output", "float32", "--seconds", "0.2", "--rounds", "1", "--device", "cpu", "--json", str(target)]
+    assert throughput.main(options) == 0
+    (record,) = json.loads(target.read_text())
+    assert (record["loader"], record["variant"]) == ("roi", "")
+    assert throughput.main([*options, "--loaders", "roi:keep"]) == 1
+    assert "is packed: use --loaders roi" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("output", throughput.OUTPUTS)
-@pytest.mark.parametrize("name", ["torch", "dali", "synthetic"])
-def test_own_loaders_deliver_without_end(name: str, output: Output, folder: Path) -> None:
-    if name == "dali":
-        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+@pytest.mark.parametrize("name", [name for name in OWN_LOADERS if name != "auto"])
+def test_own_loaders_deliver_without_end(
+    name: str, output: Output, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(name)
+    monkeypatch.setattr(throughput, "MIN_EPOCH_IMAGES", 1)
     work = work_on(folder, output)
-    batches = throughput.own_images(name, work)
+    batches = throughput.own_images(
+        name, work, prepare(name, open_data(str(folder), show_progress=False), work.dataset)
+    )
     for _ in range(2 * len(work.dataset) // work.batch_size + 2):
         images = next(batches)
         assert images.dtype == getattr(torch, output)
@@ -143,12 +234,14 @@ def test_training_loop_compares_both_loops(tmp_path: Path, capsys: pytest.Captur
     assert 0 < engine["ratio"]["min"] <= engine["ratio"]["max"]
 
 
-def test_memory_is_reported_for_each_epoch(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["", "resnet10t"])
+def test_memory_is_reported_for_each_epoch(folder: Path, tmp_path: Path, model: str) -> None:
     target = tmp_path / "out.json"
     options = ["--data", str(folder), "--loaders", "torch", "--num-workers", "1", "--resolutions", "16,32"]
+    options += ["--model", model]
     assert memory.main([*options, "--epochs", "3", "--batch-size", "8", "--device", "cpu", "--json", str(target)]) == 0
     (record,) = json.loads(target.read_text())
-    assert record["resolutions"] == [16, 32, 16]
+    assert (record["model"], record["resolutions"]) == (model, [16, 32, 16])
     assert len(record["resident_mb"]) == 3
     assert all(megabytes > 10 for megabytes in record["resident_mb"])
     assert record["growth_mb"] == record["resident_mb"][2] - max(record["resident_mb"][:2])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import shlex
+
 import pytest
 
 from bench.document import PAGE, SECTIONS, fill
@@ -22,6 +25,12 @@ def test_the_page_has_a_place_for_each_section() -> None:
     page = PAGE.read_text()
     for name in SECTIONS:
         assert "new" in fill(page, name, "new")
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_sections_have_arguments_that_their_programs_take(name: str) -> None:
+    section = SECTIONS[name]
+    assert importlib.import_module(f"bench.{section.program}").parse(shlex.split(section.arguments))
 
 
 def test_tables_in_markdown() -> None:

@@ -160,8 +160,10 @@ def test_parity_at_full_scale(interval: int, progressive: bool) -> None:
 @pytest.mark.parametrize("factor", [4, 8, 16, 40])
 def test_decoding_smaller_stays_near(factor: int) -> None:
     for number, sampling in enumerate(sorted(SAMPLINGS)):
-        record = encode(np.asarray(photo(480, 400, number)), sampling, 4)
-        assert difference(record, WHOLE, 400 // factor, scaled=True) <= 1.0
+        soft = photo(120, 100, number).resize((480, 400), Image.Resampling.BICUBIC)
+        record = encode(np.asarray(soft), sampling, 4)
+        assert difference(record, WHOLE, 400 // factor) <= 1.0
+        assert difference(record, WHOLE, 400 // factor, scaled=True) <= 0.7
 
 
 @settings(deadline=None, max_examples=150)
@@ -396,19 +398,19 @@ def test_threads_share_a_batch(num_threads: int) -> None:
     assert np.array_equal(shared.out, alone.out)
 
 
-@pytest.mark.parametrize("resolution", [128, 224])
-def test_real_photos(photos: Path, resolution: int) -> None:
+@pytest.mark.parametrize(("resolution", "mean"), [(128, 0.8), (224, 0.8), (24, 1.0)])
+def test_real_photos(photos: Path, resolution: int, mean: float) -> None:
+    """At full scale, and in the last case of crops that are decoded to a smaller size."""
     random = np.random.default_rng(resolution)
     found = []
     for path in sorted(photos.glob("*/*"))[::12]:
         with Image.open(path) as image:
-            if image.mode != "RGB":
-                continue
             sides = np.array(image.size)
-        size = random.uniform(0.3, 1, 2)
-        if min(size * sides) >= 4 * resolution:
-            continue
-        begin = random.random(2) * (1 - size)
-        found.append(difference(np.fromfile(path, np.uint8), (*begin, *size), resolution))
-    assert np.mean(found) <= 0.8
-    assert max(found) <= 2.0
+            size = random.uniform(0.3, 1, 2)
+            if image.mode == "RGB" and (min(size * sides) >= 4 * resolution) == (resolution == 24):
+                window = (*(random.random(2) * (1 - size)), *size)
+                found.append(difference(np.fromfile(path, np.uint8), window, resolution))
+    assert len(found) > 9
+    assert np.mean(found) <= mean
+    assert max(found) <= 2.0 or resolution == 24
+    print(f"mean {np.mean(found):.2f}, worst {max(found):.2f} of {len(found)}")

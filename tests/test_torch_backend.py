@@ -9,11 +9,13 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -160,6 +162,32 @@ def _look_for_ever(flag: Any, started: Any) -> None:
     started.set()
     while not flag.is_set():
         pass
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_workers_end_with_a_killed_main_process(dataset: ImageDataset, start_method: str) -> None:
+    receive, send = multiprocessing.Pipe(duplex=False)
+    main = multiprocessing.get_context("spawn").Process(target=_fill_the_pipe, args=(dataset, start_method, send))
+    main.start()
+    send.close()
+    started = [psutil.Process(worker) for worker in receive.recv()]
+    main.kill()
+    main.join()
+    assert len(started) == 2
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
+
+
+def _fill_the_pipe(dataset: ImageDataset, start_method: str, send: Connection) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+        if start_method == "forkserver":
+            patch.setitem(sys.modules, "nvidia.dali", SimpleNamespace())
+        with TorchLoader([dataset], 2, BadSamples()) as loader:
+            next(loader.run(EpochPlan(dataset, 0, View(160, 4))))
+            time.sleep(0.3)  # one answer fills the pipe, the other worker waits for the queue's lock
+            send.send(workers())
+            time.sleep(600)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

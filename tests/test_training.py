@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from engine import train
 from engine.checkpoint import load_checkpoint
 from engine.rundir import RunDirectory, read_records
+from kernels.jpeg import JpegLibraryError, load_library
 from tests.folders import image_folder
 from tests.images import DAMAGES, damaged
 
@@ -28,6 +29,13 @@ SMALL = ["--model", "resnet10t", "--batch-size", "8", "--resolutions", "32,48", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_folder(tmp_path_factory.mktemp("data") / "colors", train=42, val=9)
+
+
+def require_libjpeg() -> None:
+    try:
+        load_library()
+    except JpegLibraryError as error:
+        pytest.skip(str(error))
 
 
 def run_directory(output: Path) -> Path:
@@ -105,11 +113,13 @@ def test_weights_do_not_depend_on_the_workers(folder: Path, tmp_path: Path, work
     assert_equal_weights(run_directory(tmp_path / "one"), run_directory(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
+@pytest.mark.parametrize("loader", ["torch", "dali", "roi"])
 def test_kill_and_resume_is_exact(folder: Path, tmp_path: Path, loader: str) -> None:
     """A process killed in the middle of an epoch resumes to the very weights of an uninterrupted run."""
     if loader == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    if loader == "roi":
+        require_libjpeg()
     options = [
         "--epochs", "4", "--loader", loader, "--augment", "strong", "--model", "convnext_atto", "--drop-path", "0.1",
         "--ema", "--opt", "adamw", "--save-every", "0.001s", "--batch-size", "4",

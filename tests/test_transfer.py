@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
-from kernels.device import normalize
-from loaders.augment import PRESETS, Augmentation, augment
+from kernels.fused import fuse
+from loaders.augment import PRESETS, Augmentation, augment, draw_erasing
 from loaders.contract import Batch
 from loaders.plan import BatchPlan, View
 from loaders.transfer import DeviceBatch, StagingRing, Transfer
@@ -61,7 +61,7 @@ def test_batches_arrive_in_order_and_normalized(layout: Any, channels_last: bool
     assert [b.plan.step for b in arrived] == [0, 1, 2]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     for got, source in zip(arrived, sources, strict=True):
-        assert torch.equal(got.images, normalize(source.images, MEAN, STD, dtype))
+        assert torch.equal(got.images, fuse(source.images, MEAN, STD, dtype))
         assert got.images.is_contiguous(memory_format=memory_format)
         assert torch.equal(got.labels, source.labels)
         assert torch.equal(got.indices, source.indices)
@@ -73,8 +73,9 @@ def test_augmentation_is_drawn_by_the_plan_and_filled_with_the_mean() -> None:
     augmentation = Augmentation(rotation=30, erasing=1.0)
     source = batch(1)
     (got,) = Transfer("cpu", MEAN, STD).batches([source], augmentation)
+    erase = draw_erasing(source.images, source.plan.seed, source.plan.epoch, source.keys, augmentation)
     want = augment(source.images, source.plan.seed, source.plan.epoch, source.keys, augmentation, fill=MEAN)
-    assert torch.equal(got.images, normalize(want, MEAN, STD))
+    assert torch.equal(got.images, fuse(want, MEAN, STD, erase=erase))
 
 
 def test_mixing_gives_two_labels_and_their_share() -> None:
@@ -273,4 +274,4 @@ def test_batches_on_the_device_are_not_copied() -> None:
     source = batch(0)
     on_device = Batch(source.images.cuda(), source.labels, source.indices, source.keys, source.plan)
     (got,) = Transfer("cuda", MEAN, STD).batches([on_device])
-    torch.testing.assert_close(got.images.cpu(), normalize(source.images, MEAN, STD))
+    torch.testing.assert_close(got.images.cpu(), fuse(source.images, MEAN, STD))
