@@ -266,7 +266,8 @@ def _ffcv(work: Work, storage: Storage) -> Images:
             for (images,) in epoch:
                 yield images
         finally:
-            epoch.close()  # its thread ends when it next finds the queue full
+            epoch.close()  # its thread ends when it has found the queue full for half a second
+            epoch.join(2)  # and must not be in compiled code when the process ends
 
 
 PEERS: dict[str, Callable[[Work], Images]] = {

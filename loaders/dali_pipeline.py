@@ -99,7 +99,7 @@ def build_pipeline(
             ndim=[1, *(_INPUTS[name][1] for name in names)],
         )
         given = dict(zip(names, columns))  # noqa: B905 - DALI's tracing has no strict zip
-        # Not mapped into memory: faster for whole files, and one cut short meanwhile is an error, not a crash.
+        # Not mapped into memory: page faults cost more than the copy, and a file cut short meanwhile could end us.
         encoded = fn.io.file.read(path, dont_use_mmap=True)
         images = fn.decoders.image_slice(
             encoded,
