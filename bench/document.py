@@ -92,7 +92,10 @@ SECTIONS = {
         True,
         _throughput,
     ),
-    "regions": Section("region_speed", "--seconds 3 --rounds 5", True, _regions),
+    "regions": Section("region_speed", "--output uint8 --seconds 3 --rounds 5", True, _regions),
+    "regions-float32": Section(
+        "region_speed", "--output float32 --runs 224,128 --seconds 3 --rounds 3", True, _regions
+    ),
     "region-profile": Section("region_profile", "--repetitions 20", True, _region_profile),
     "training-loop": Section(
         "training_loop", "--models resnet10t --resolutions 64,96 --seconds 10 --rounds 5", False, _training_loop

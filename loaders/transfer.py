@@ -30,8 +30,9 @@ def return_free_memory() -> None:
 
     glibc serves tensors on the CPU of up to 32 MB from its heap, and hardly finds room for an aligned block in the gaps
     that batches and activations of another size have left, so that each change of size leaves more of them: 100 MB and
-    more in a few epochs, with not a byte more in use. Returning the gaps takes milliseconds. (To map every large tensor
-    by itself, M_MMAP_THRESHOLD, keeps memory as flat but took a training step a quarter more time, for page faults.)
+    more in a few epochs, with not a byte more in use. Returning the gaps takes milliseconds, and then page faults until
+    training has its memory again, so it is done when the size changes and not more often. (To map every large tensor by
+    itself, M_MMAP_THRESHOLD, keeps memory as flat but took a training step a quarter more time, for page faults.)
     """
     if _malloc_trim is not None:
         _malloc_trim(ctypes.c_size_t(0))
@@ -218,14 +219,15 @@ class Transfer:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.mean, self.std, self.dtype = mean, std, dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._resolution = 0  # of the last batch
         self._route = _CudaRoute(self.device) if self.device.type == "cuda" else _HostRoute(self.device)
 
     def batches(self, batches: Iterable[Batch], augmentation: Augmentation | None = None) -> Iterator[DeviceBatch]:
         """Yield the batches in order, on the device.
 
         On CUDA the next batch is fetched and its copy begun before a batch is yielded. What is yielded is new memory.
-        The source is closed with this iterator, however it ends; what the source raises is raised here. At the end the
-        process's free memory goes back to the system: see ``return_free_memory``.
+        The source is closed with this iterator, however it ends; what the source raises is raised here. When the size
+        of the images changes, the process's free memory goes back to the system: see ``return_free_memory``.
 
         Args:
             batches: as from ``Loader.run``, on the CPU or this device. One on the device must be ready in the order of
@@ -240,7 +242,6 @@ class Transfer:
         finally:
             if isinstance(batches, Generator):
                 batches.close()
-            return_free_memory()
 
     def take_wait_seconds(self) -> float:
         """Return how long the step waited for data since the last call, in seconds.
@@ -265,6 +266,9 @@ class Transfer:
     def _prepare(self, sent: _Sent, augmentation: Augmentation | None) -> DeviceBatch:
         self._route.receive(sent)
         batch, plan, images = sent.batch, sent.batch.plan, sent.images
+        if plan.resolution != self._resolution:
+            return_free_memory()
+            self._resolution = plan.resolution
         erase = None
         if augmentation is not None:
             erase = draw_erasing(images, plan.seed, plan.epoch, batch.keys, augmentation)

@@ -74,6 +74,13 @@ def _start_method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, "nvidia.dali", SimpleNamespace())
 
 
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers forked, whatever earlier tests have loaded: what is patched here is patched there too."""
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
+    monkeypatch.setattr(processes, "_numba_threads_running", lambda: False)
+
+
 @pytest.mark.usefixtures("_start_method")
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_killed_worker_is_an_error_of_the_loader(dataset: ImageDataset, num_workers: int) -> None:
@@ -129,6 +136,7 @@ def test_a_worker_killed_between_epochs_is_an_error_of_the_loader(dataset: Image
             list(loader.run(plan))
 
 
+@pytest.mark.usefixtures("_forked")
 def test_closing_does_not_wait_for_a_busy_worker(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = multiprocessing.get_context("fork").Event()
 
@@ -144,6 +152,7 @@ def test_closing_does_not_wait_for_a_busy_worker(dataset: ImageDataset, monkeypa
     assert workers() == []
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_worker_killed_in_looking_whether_to_end_keeps_no_lock() -> None:
     context = processes.worker_context()
     for _ in range(10):
