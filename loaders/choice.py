@@ -18,6 +18,7 @@ from loaders.plan import EpochPlan, View
 from loaders.registry import create_loader
 
 SECONDS = 2.0  # for all candidates together
+_ROUNDS = 2  # the first of all may find the files on the disk, the others find them in memory
 MIN_IMAGES = 1000  # a smaller set is trained on before a difference shows
 
 logger = logging.getLogger("headrace")
@@ -68,7 +69,11 @@ def choose_loader(
     if len(dataset) < MIN_IMAGES:
         return names[0], f"with fewer than {MIN_IMAGES} images there is no need to measure"
     plan = EpochPlan(dataset, 0, View(resolution, batch_size))
-    rates = {name: _rate(name, plan, num_workers, device, SECONDS / len(names)) for name in names}
+    rates = dict.fromkeys(names, 0.0)
+    for _ in range(_ROUNDS):
+        for name in names:
+            rate = _rate(name, plan, num_workers, device, SECONDS / len(names) / _ROUNDS)
+            rates[name] = max(rates[name], rate)
     best = max(rates, key=lambda name: rates[name])
     shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     return best, f"images/s measured at {resolution} px: {shown}"
