@@ -1,7 +1,7 @@
 """From batches of bytes to what a model takes, in one pass: flip, erase, mix, normalize, cast and change the layout.
 
 On CUDA that is one Triton kernel (kernels.fused_triton). Elsewhere, and where Triton cannot be used, it is its twin in
-plain tensor operations, here.
+plain tensor operations, here. What only has to be normalized on a CPU is left to a compiled loop (kernels.normalize).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kernels.device import Color
+from kernels.normalize import can_normalize, normalize_into
 
 _CPU_PIECE = 2**19  # values; as float32 they fit the caches of one core
 
@@ -87,14 +88,32 @@ def fuse(
     Raises:
         ValueError: the images are not uint8 (N, 3, H, W).
     """
+    out = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory_format)
+    fuse_into(out, images, mean, std, flip, erase, mix)
+    return out
+
+
+def fuse_into(
+    out: torch.Tensor,
+    images: torch.Tensor,
+    mean: Color,
+    std: Color,
+    flip: torch.Tensor | None = None,
+    erase: Erase | None = None,
+    mix: Mixup | CutMix | None = None,
+) -> None:
+    """Do what `fuse` does, into memory that is there: of the images' shape, floating-point, planar or channels_last."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     if not images.is_contiguous(memory_format=torch.channels_last):
         images = images.contiguous()
+    if flip is None and erase is None and mix is None and can_normalize(images, out):
+        normalize_into(images, *scale_and_offset(mean, std), out)
+        return
     run = fuse_by_torch
     if images.device.type == "cuda" and triton_is_usable():
         from kernels.fused_triton import fuse_by_triton as run
-    return run(images, mean, std, dtype, memory_format, flip, erase, mix)
+    run(out, images, mean, std, flip, erase, mix)
 
 
 @lru_cache(maxsize=1)
@@ -123,16 +142,15 @@ def fill_color(erase: Erase | None, mean: Color) -> Color:
 
 
 def fuse_by_torch(
+    out: torch.Tensor,
     images: torch.Tensor,
     mean: Color,
     std: Color,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
     flip: torch.Tensor | None,
     erase: Erase | None,
     mix: Mixup | CutMix | None,
-) -> torch.Tensor:
-    """Do what `fuse` does, for dense images, in plain tensor operations.
+) -> None:
+    """Do what `fuse_into` does, for dense images, in plain tensor operations.
 
     Pixels are interleaved on the way, so that a row of an image is one contiguous multiply-add with the channels'
     factors repeated along it. A CPU takes some images at a time all the way, as many as its caches hold; choices are
@@ -158,14 +176,13 @@ def fuse_by_torch(
             rows.lerp_(fill, _inside(erase.boxes[samples], height, width))
         return rows
 
-    result = torch.empty(images.shape, dtype=dtype, device=device, memory_format=memory_format)
-    in_place = dtype == torch.float32 and memory_format == torch.channels_last
+    in_place = out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
     piece = max(1, count if device.type == "cuda" else min(count, _CPU_PIECE // (3 * height * width)))
     scratch = _interleaved_scratch(images[: 0 if in_place else piece])
     partner_scratch = _interleaved_scratch(images[: 0 if mix is None else piece])
     for first in range(0, count, piece):
         samples = slice(first, first + piece)
-        target = result[samples]
+        target = out[samples]
         values = target if in_place else scratch[: len(target)]
         rows = load(samples, values)
         if mix is not None:
@@ -179,7 +196,6 @@ def fuse_by_torch(
         torch.addcmul(offset, rows, scale, out=rows)
         if not in_place:
             _copy(values, target)
-    return result
 
 
 def _interleaved_scratch(images: torch.Tensor) -> torch.Tensor:

@@ -120,26 +120,24 @@ def _fuse(
 
 
 def fuse_by_triton(
+    out: torch.Tensor,
     images: torch.Tensor,
     mean: Color,
     std: Color,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
     flip: torch.Tensor | None,
     erase: Erase | None,
     mix: Mixup | CutMix | None,
-) -> torch.Tensor:
-    """Do what `kernels.fused.fuse` does, for dense images, in one kernel."""
-    result = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory_format)
+) -> None:
+    """Do what `kernels.fused.fuse_into` does, for dense images, in one kernel."""
     count, _, height, width = images.shape
     blocks = triton.cdiv(3 * height * width, _BLOCK)
-    if not result.numel():
-        return result
+    if not out.numel():
+        return
     scale, offset = scale_and_offset(mean, std)
     with torch.cuda.device_of(images):
         _fuse[(count * blocks,)](
             images,
-            result,
+            out,
             flip.view(torch.uint8).contiguous() if flip is not None else None,
             erase.boxes.contiguous() if erase else None,
             mix.partners.contiguous() if mix else None,
@@ -153,6 +151,5 @@ def fuse_by_triton(
             blocks,
             _BLOCK,
             planar=images.is_contiguous(),
-            result_planar=memory_format == torch.contiguous_format,
+            result_planar=not out.is_contiguous(memory_format=torch.channels_last),
         )
-    return result

@@ -25,7 +25,7 @@ class BufferPool:
         self._free: deque[np.ndarray] = deque(maxlen=keep)
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return uint8 memory of a shape, with whatever it held before.
+        """Return uint8 memory of a shape, with whatever it held before, aligned to 64 bytes.
 
         A tensor made of the array by ``torch.from_numpy`` keeps the buffer in use, and so does every view of that
         tensor. A NumPy view of the array does not: NumPy has it refer to the buffer alone.
@@ -39,6 +39,4 @@ class BufferPool:
         return array
 
     def _allocate(self, size: int) -> np.ndarray:
-        if not self._pinned:
-            return np.empty(size, np.uint8)
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned).numpy()

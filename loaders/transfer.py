@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from kernels.device import Color, upload
-from kernels.fused import fuse
+from kernels.fused import fuse_into
 from loaders.augment import Augmentation, augment, draw_erasing
+from loaders.buffers import BufferPool
 from loaders.contract import Batch
 from loaders.mixing import draw_mix
 from loaders.plan import BatchPlan
+
+_HELD = 2  # batches on a CPU: one that is trained on while the next is made
 
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
 
@@ -220,12 +223,14 @@ class Transfer:
         self.mean, self.std, self.dtype = mean, std, dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._resolution = 0  # of the last batch
+        self._memory = BufferPool(pinned=False, keep=_HELD)
         self._route = _CudaRoute(self.device) if self.device.type == "cuda" else _HostRoute(self.device)
 
     def batches(self, batches: Iterable[Batch], augmentation: Augmentation | None = None) -> Iterator[DeviceBatch]:
         """Yield the batches in order, on the device.
 
-        On CUDA the next batch is fetched and its copy begun before a batch is yielded. What is yielded is new memory.
+        On CUDA the next batch is fetched and its copy begun before a batch is yielded. What is yielded is memory that
+        nothing else uses for as long as a tensor made of it is there.
         The source is closed with this iterator, however it ends; what the source raises is raised here. When the size
         of the images changes, the process's free memory goes back to the system: see ``return_free_memory``.
 
@@ -279,5 +284,21 @@ class Transfer:
             key, size = int(batch.keys[0]), images.shape[2:]
             mixing, mixed = draw_mix(labels, plan.seed, plan.epoch, key, *alphas, *size)
             other_labels, weight = mixed.other_labels, mixed.weight
-        images = fuse(images, self.mean, self.std, self.dtype, self.memory_format, erase=erase, mix=mixing)
-        return DeviceBatch(images, labels, other_labels, weight, batch.indices, plan, sent.wait_seconds)
+        result = self._empty(images.shape)
+        fuse_into(result, images, self.mean, self.std, erase=erase, mix=mixing)
+        return DeviceBatch(result, labels, other_labels, weight, batch.indices, plan, sent.wait_seconds)
+
+    def _empty(self, shape: torch.Size) -> torch.Tensor:
+        """Return memory for a batch.
+
+        CUDA's allocator keeps what is freed; that of a CPU gives large blocks back, and the page faults of getting them
+        anew take ten times as long as normalizing does.
+        """
+        if self.device.type != "cpu" or shape.numel() == 0:
+            return torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
+        memory = self._memory.take((shape.numel() * self.dtype.itemsize,))
+        flat = torch.from_numpy(memory).view(self.dtype)
+        if self.memory_format == torch.contiguous_format:
+            return flat.view(shape)
+        count, channels, height, width = shape
+        return flat.view(count, height, width, channels).permute(0, 3, 1, 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class Case:
         elif mix is not None:
             mix = CutMix(mix.partners.to(device), mix.box)
         return Case(self.images.to(device), self.dtype, self.memory_format, flip, erase, mix)
+
+    def fused_by(self, run: Callable[..., None], dtype: torch.dtype) -> torch.Tensor:
+        out = torch.empty(
+            self.images.shape, dtype=dtype, device=self.images.device, memory_format=self.memory_format
+        ).fill_(torch.nan)
+        run(out, self.images, MEAN, STD, self.flip, self.erase, self.mix)
+        return out
 
     def fused(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         options = (self.memory_format, self.flip, self.erase, self.mix)
@@ -113,6 +121,14 @@ def test_one_pass_gives_what_separate_steps_give(case: Case) -> None:
     assert torch.equal(case.images, before)
 
 
+@settings(deadline=None, max_examples=100)
+@given(case=cases())
+def test_the_compiled_loop_gives_what_tensor_operations_give(case: Case) -> None:
+    only_normalized = replace(case, flip=None, erase=None, mix=None)
+    expected = only_normalized.fused_by(fused.fuse_by_torch, torch.float32)
+    torch.testing.assert_close(only_normalized.fused(torch.float32), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_large_batches_are_the_same_in_pieces(
@@ -136,7 +152,7 @@ def test_images_are_erased_with_the_mean() -> None:
     images = random_images(2, 6, 9)
     result = fuse(images, MEAN, STD, erase=Erase(boxes))
     torch.testing.assert_close(result[0], torch.zeros(3, 6, 9), atol=1e-6, rtol=0)
-    assert torch.equal(result[1], fuse(images, MEAN, STD)[1])
+    torch.testing.assert_close(result[1], fuse(images, MEAN, STD)[1], atol=1e-6, rtol=0)
 
 
 def test_views_with_gaps_are_taken_as_well() -> None:
@@ -193,10 +209,10 @@ def test_the_kernel_compiles_for_cuda_once_for_all_usual_resolutions(
     compilations = compile_only(monkeypatch, tmp_path, fused_triton._fuse)
 
     def compiled(resolution: int, count: int, **options: Any) -> int:
-        fused_triton.fuse_by_triton(
-            random_images(count, resolution, resolution), MEAN, STD, torch.bfloat16, torch.channels_last,
-            options.get("flip"), options.get("erase"), options.get("mix"),
-        )  # fmt: skip
+        images = random_images(count, resolution, resolution)
+        out = torch.empty(images.shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        choices = [options.get(name) for name in ("flip", "erase", "mix")]
+        fused_triton.fuse_by_triton(out, images, MEAN, STD, *choices)
         return compilations()
 
     assert [compiled(resolution, 2) for resolution in (32, 96, 100, 128, 224)] == [1] * 5
@@ -224,9 +240,7 @@ def test_cuda_gives_what_the_twin_gives(case: Case) -> None:
 @settings(deadline=None, max_examples=50)
 @given(case=cases())
 def test_the_twin_runs_on_cuda_too(case: Case) -> None:
-    on_device = case.to("cuda")
-    options = (case.memory_format, on_device.flip, on_device.erase, on_device.mix)
-    result = fused.fuse_by_torch(on_device.images, MEAN, STD, torch.float32, *options)
+    result = case.to("cuda").fused_by(fused.fuse_by_torch, torch.float32)
     torch.testing.assert_close(result.cpu(), case.fused(torch.float32), atol=1e-6, rtol=0)
 
 

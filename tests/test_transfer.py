@@ -97,6 +97,18 @@ def test_loader_memory_is_never_written_to() -> None:
     assert torch.equal(source.images, before)
 
 
+def test_memory_is_used_again_when_the_last_tensor_made_of_a_batch_is_gone() -> None:
+    sources = [batch(step) for step in range(40)]
+    held, places, expected = [], [], []
+    for step, got in enumerate(Transfer("cpu", MEAN, STD).batches(sources)):
+        places.append(got.images.data_ptr())
+        if step % 10 == 0:
+            held.append(got.images[1:, :, 4:])  # a view is enough
+            expected.append(held[-1].clone())
+    assert len(set(places)) <= 4 + 2
+    assert all(torch.equal(view, copy) for view, copy in zip(held, expected, strict=True))
+
+
 @pytest.mark.parametrize("augmentation", [None, *PRESETS.values()])
 def test_an_empty_share_arrives(augmentation: Augmentation | None) -> None:
     (got,) = Transfer("cpu", MEAN, STD).batches([batch(0, count=0)], augmentation)
