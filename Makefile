@@ -13,7 +13,7 @@ train: environment
 	$(PYTHON_BIN) -m engine.train
 
 test: environment
-	$(PYTHON_BIN) -m pytest
+	$(PYTHON_BIN) -m pytest --numprocesses auto --dist loadfile
 
 test-simd:
 	@scripts/environment.sh simd

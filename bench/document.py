@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/document.py`
 
-from bench import memory, region_profile, region_speed, throughput, training_loop
+from bench import memory, num_workers, region_profile, region_speed, throughput, training_loop
 from bench.measure import CellError
 from bench.options import command_line, listed
 from bench.resources import describe_machine
@@ -61,6 +61,12 @@ def _throughput(arguments: list[str]) -> tuple[list[Sheet], str]:
     return throughput.sheets(results), throughput.disturbance(results)
 
 
+def _num_workers(arguments: list[str]) -> tuple[list[Sheet], str]:
+    results = num_workers.run(num_workers.parse(arguments))
+    said = [f"- {title}: {sentence}" for title, of in num_workers.explanations(results).items() for sentence in of]
+    return num_workers.sheets(results), "\n".join([*said, "", num_workers.disturbance(results)]).strip()
+
+
 def _regions(arguments: list[str]) -> tuple[list[Sheet], str]:
     rows = region_speed.run(region_speed.parse(arguments))
     return region_speed.sheets(rows), region_speed.notes(rows)
@@ -91,6 +97,12 @@ SECTIONS = {
         "--loaders torch,dali --num-workers 0,1,2 --resolutions 224 --output uint8 --seconds 3 --rounds 3",
         True,
         _throughput,
+    ),
+    "num-workers": Section(
+        "num_workers",
+        "--loaders torch,dali,ffcv,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 3 --rounds 3",
+        True,
+        _num_workers,
     ),
     "regions": Section("region_speed", "--output uint8 --seconds 3 --rounds 5", True, _regions),
     "regions-float32": Section(

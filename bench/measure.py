@@ -37,7 +37,30 @@ QUIET_CPU_SECONDS = 0.015  # CPU time is counted in ticks of 10 ms: at most one 
 QUIET_TIMEOUT_SECONDS = 20.0
 FOREIGN_CPU_LIMIT = 0.1
 
-Batches = Generator[int, None, None]
+
+@dataclass(frozen=True)
+class Step:
+    """A batch that a model was trained on.
+
+    Attributes:
+        images: of the batch.
+        wait_seconds: how long training waited for data.
+        trainer_cpu_seconds: CPU time of the threads that train.
+    """
+
+    images: int
+    wait_seconds: float = 0.0
+    trainer_cpu_seconds: float = 0.0
+
+    def __add__(self, other: Step) -> Step:
+        return Step(
+            self.images + other.images,
+            self.wait_seconds + other.wait_seconds,
+            self.trainer_cpu_seconds + other.trainer_cpu_seconds,
+        )
+
+
+Batches = Generator[int | Step, None, None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,8 @@ class Cell:
     Attributes:
         name: what to call it in messages.
         open: starts it; can be pickled. The generator yields the number of images of each batch when that batch has
-            arrived, without end, and releases everything when it is closed.
+            arrived, or a Step when a model has been trained on it, without end, and releases everything when it is
+            closed.
     """
 
     name: str
@@ -77,6 +101,8 @@ class Round:
         cpu_seconds: CPU time of the cell's process and all its children.
         foreign_cpu: share of the machine's CPU time that went to other processes, 0 to 1.
         resident_mb: resident memory of the cell's process plus what its children hold for themselves, in 10**6 bytes.
+        wait_seconds: how long training waited for data; 0 where nothing was trained.
+        trainer_cpu_seconds: what of the CPU time was spent on training; 0 where nothing was trained.
     """
 
     images: int
@@ -84,6 +110,8 @@ class Round:
     cpu_seconds: float
     foreign_cpu: float
     resident_mb: float
+    wait_seconds: float = 0.0
+    trainer_cpu_seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float:
@@ -280,24 +308,25 @@ def _serve(cell: Cell, connection: Connection, start_method: str) -> None:
 def _take_turn(batches: Batches, seconds: float) -> Round:
     _deliver(batches, LEAD_IN_SECONDS)
     cpu, busy = tree_cpu_seconds(), machine_cpu_seconds()
-    images, elapsed = _deliver(batches, seconds)
+    done, elapsed = _deliver(batches, seconds)
     cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
     foreign = max(0.0, busy - cpu) / (elapsed * (psutil.cpu_count() or 1))
     resident = tree_resident_mb()
     _wait_until_quiet()
-    return Round(images, elapsed, cpu, foreign, resident)
+    return Round(done.images, elapsed, cpu, foreign, resident, done.wait_seconds, done.trainer_cpu_seconds)
 
 
-def _deliver(batches: Batches, seconds: float) -> tuple[int, float]:
-    """Take batches for so many seconds; return the images taken and the time until the last of them."""
+def _deliver(batches: Batches, seconds: float) -> tuple[Step, float]:
+    """Take batches for so many seconds; return the sum of what was taken and the time until the last of them."""
     _synchronize()
     start = time.perf_counter()
-    images, elapsed = 0, 0.0
+    done, elapsed = Step(0), 0.0
     while elapsed < seconds:
-        images += next(batches)
+        batch = next(batches)
+        done += batch if isinstance(batch, Step) else Step(batch)
         elapsed = time.perf_counter() - start
     _synchronize()
-    return images, time.perf_counter() - start
+    return done, time.perf_counter() - start
 
 
 def _synchronize() -> None:

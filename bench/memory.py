@@ -103,7 +103,7 @@ def observe(
                     pass
             else:
                 epoch = Epoch(plan, PRESETS["none"], partial(learning_rate_factor, "constant"))
-                train_epoch(learner, source, transfer, epoch, Position(), after_step=lambda batch: False)
+                train_epoch(learner, source.run, transfer, epoch, Position(), after_step=lambda batch: False)
             resident.append(tree_resident_mb())
             progress.set_postfix_str(f"{resolution} px, {resident[-1]:.0f} MB")
     cycle = min(epochs, len(resolutions))

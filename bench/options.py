@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -81,3 +83,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help="where the batches are needed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
+
+
+def add_reports(parser: argparse.ArgumentParser) -> None:
+    """Add --csv and --html."""
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the records here as a table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and tables here")
+
+
+def shown_command(program: str, argv: Sequence[str] | None) -> str:
+    """Return the command that started a benchmark, as it is typed."""
+    return shlex.join(["python", f"bench/{program}.py", *(sys.argv[1:] if argv is None else argv)])

@@ -1,12 +1,20 @@
-"""Tables for the terminal and for Markdown."""
+"""Tables for the terminal, for Markdown and as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+
+from loaders.files import atomic_file
+
+_FILE_WIDTH = 140  # characters
 
 
 @dataclass(frozen=True)
@@ -31,3 +39,35 @@ class Sheet:
         rule = [":--"] + ["--:"] * (len(self.headings) - 1)
         lines = ["| " + " | ".join(cells) + " |" for cells in (self.headings, rule, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines])
+
+
+def console() -> Console:
+    """Return where tables are printed: as wide as the terminal; in a file or pipe, where nothing is cut off, wide."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+
+
+def plural(count: float, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count:g} {noun if count == 1 else noun + 's'}"
+
+
+def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as CSV, a row each; the file is replaced as a whole.
+
+    A value within another has the names of both, ``images_per_second.median``; lists are left out.
+    """
+    rows = [dict(_flat(record)) for record in records]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", value

@@ -1,4 +1,4 @@
-"""How fast loaders deliver images: loaders x workers x resolutions x output, measured in turns.
+"""How fast loaders deliver images: loaders x workers x resolutions x batch sizes x output, measured in turns.
 
     python bench/throughput.py --data DIR --loaders torch,roi --num-workers 0,1,2 --resolutions 128,224 --peers
     python bench/throughput.py --data DIR --loaders roi,roi:keep,roi:plain,roi:256,roi:renditions,ffcv,ffcv:raw256
@@ -8,6 +8,7 @@ is repeated so that epochs are long: what is measured is the steady rate. A vari
 are stored: ``roi`` packs them at most 500 pixels large (``roi:256``: 256; ``roi:renditions``, ``roi:renditions-256``:
 with a version of 320 or 256 pixels beside it; ``roi:keep``: the original JPEG data; ``roi:plain``: the files), ``ffcv``
 writes JPEGs of at most 500 pixels (``ffcv:raw256``: raw pixels, at most 256). That is done first and not measured.
+``--html FILE`` writes a page with charts.
 """
 
 from __future__ import annotations
@@ -17,40 +18,46 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/throughput.py`
 
+from bench.bytes_read import bytes_per_image
 from bench.measure import (
-    FOREIGN_CPU_LIMIT,
     Batches,
     Cell,
     CellError,
-    Measurement,
     Ratio,
     measure,
     progress_bar,
     turns,
     write_records,
 )
-from bench.options import add_measuring, command_line, listed, not_negative, positive
+from bench.options import (
+    add_measuring,
+    add_reports,
+    command_line,
+    listed,
+    not_negative,
+    positive,
+    shown_command,
+)
+from bench.page import write_page
 from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work, is_installed
 from bench.resources import describe_machine
-from bench.tables import Sheet
+from bench.tables import console, write_csv
+from bench.throughput_results import Result, disturbance, legend, run_of, sections, sheets
 from bench.variants import (
     OWN_LOADERS,
     PREPARATION_ERRORS,
     USUAL_LOADERS,
     open_loader,
     prepare,
-    split_name,
     why_missing,
     without_records,
 )
@@ -74,7 +81,6 @@ COMPARED_WITH = {
     **dict.fromkeys(("roi", "roi:keep", "roi:plain", "roi:renditions", "roi:renditions-256"), _REGION_PEERS),
     "roi:256": ("peer:ffcv-raw256",),
 }
-HEADINGS = ("loader", "workers", "images/s", "ratio", "to", "cpu-ms", "MB", "first s", "others")
 _INSTALLED = "installed"
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
@@ -111,32 +117,6 @@ def cell(name: str, work: Work, packed: Path | None) -> Cell:
     return Cell(title, partial(deliver, name, work, packed))
 
 
-@dataclass(frozen=True)
-class Result:
-    """One loader's figures for one piece of work, with its ratio to each peer measured beside it."""
-
-    loader: str
-    work: Work
-    measurement: Measurement
-    ratios: dict[str, Ratio]
-
-    def record(self, machine: str) -> dict[str, Any]:
-        """Return a record of the JSON file."""
-        loader, variant = split_name(self.loader)
-        return {
-            "loader": loader,
-            "variant": variant,
-            "num_workers": self.work.num_workers,
-            "resolution": self.work.resolution,
-            "batch_size": self.work.batch_size,
-            "output": self.work.output,
-            "device": self.work.device,
-            **self.measurement.record(),
-            "ratios": {peer: asdict(ratio) for peer, ratio in self.ratios.items()},
-            "machine": machine,
-        }
-
-
 def compare(
     loaders: Mapping[str, Path | None],
     works: Sequence[Work],
@@ -146,8 +126,8 @@ def compare(
 ) -> list[Result]:
     """Measure each loader on each piece of work.
 
-    Loaders and worker counts are measured in turns; each combination of resolution and output is a run of its own,
-    because open cells take memory.
+    Loaders and worker counts are measured in turns; each combination of output, resolution and batch size is a run of
+    its own, because open cells take memory.
 
     Args:
         loaders: names, those of PEERS included, with the folders of the packed sets that they read.
@@ -156,10 +136,7 @@ def compare(
         seconds: length of a turn.
         report: called with all results so far after each run.
     """
-    groups = [
-        [(name, work) for work in group for name in loaders]
-        for _, group in itertools.groupby(works, key=lambda work: (work.output, work.resolution))
-    ]
+    groups = [[(name, work) for work in group for name in loaders] for _, group in itertools.groupby(works, key=run_of)]
     results: list[Result] = []
     with progress_bar(sum(turns(len(group), rounds) for group in groups)) as progress:
         for group in groups:
@@ -168,7 +145,8 @@ def compare(
             for (name, work), figures in measured.items():
                 peers = [peer for peer in COMPARED_WITH.get(name, ()) if (peer, work) in measured]
                 ratios = {peer: Ratio.between(figures, measured[peer, work]) for peer in peers}
-                results.append(Result(name, work, figures, ratios))
+                size = bytes_per_image(name, work.dataset, loaders[name], work.resolution)
+                results.append(Result(name, work, figures, ratios, size))
             report(results)
     return results
 
@@ -178,60 +156,6 @@ def long_epoch(dataset: Dataset) -> Dataset:
     good = np.setdiff1d(np.arange(len(dataset)), list(dataset.problems))
     repeats = -(-MIN_EPOCH_IMAGES // len(good))
     return dataset if repeats == 1 and not dataset.problems else dataset.select(np.tile(good, repeats))
-
-
-def sheets(results: Sequence[Result]) -> list[Sheet]:
-    """Return a table for each output and resolution: fewest workers first, then the fastest loader."""
-    order = sorted(
-        results,
-        key=lambda r: (r.work.output, r.work.resolution, r.work.num_workers, -r.measurement.images_per_second.median),
-    )
-    return [
-        Sheet(f"{output}, {resolution} px", HEADINGS, [line for result in group for line in lines(result)])
-        for (output, resolution), group in itertools.groupby(order, key=lambda r: (r.work.output, r.work.resolution))
-    ]
-
-
-def lines(result: Result) -> list[list[str]]:
-    """Return a result's row of its table, and one more for each further peer that it is compared with."""
-    measured = result.measurement
-    rate = measured.images_per_second
-    ratios = [
-        [f"{ratio.of_medians:.2f} ({ratio.min:.2f}-{ratio.max:.2f})", peer] for peer, ratio in result.ratios.items()
-    ] or [["", ""]]
-    first = [
-        result.loader,
-        str(result.work.num_workers),
-        f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})",
-        *ratios[0],
-        f"{measured.cpu_ms_per_image:.2f}",
-        f"{measured.peak_rss_mb:.0f}",
-        f"{measured.seconds_to_first_batch:.1f}",
-        f"{measured.foreign_cpu.max:.0%}" + "*" * (measured.disturbed_rounds > 0),
-    ]
-    return [first, *(["", "", "", *ratio, "", "", "", ""] for ratio in ratios[1:])]
-
-
-def disturbance(results: Sequence[Result]) -> str:
-    """Return a sentence on the rounds in which other processes took the CPU; empty where there were none."""
-    disturbed = sum(result.measurement.disturbed_rounds for result in results)
-    if not disturbed:
-        return ""
-    total = sum(len(result.measurement.rounds) for result in results)
-    return (
-        f"*: in {disturbed} of {total} turns other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine: "
-        "the rates are too low there; ratios and cpu-ms hold better."
-    )
-
-
-def legend() -> str:
-    """Return what the columns of the tables mean."""
-    return (
-        "images/s: median (smallest-largest) over the rounds.\n"
-        "ratio: of the medians, to the peer named beside it (smallest-largest within a round).\n"
-        "cpu-ms: of all processes, per image. MB: peak resident memory. first s: from opening to the first batch.\n"
-        "others: largest share of the machine's CPU time that went to other processes in a round."
-    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -249,7 +173,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--peers", action="store_true", help="also measure other loaders in their own plain form")
     add("--num-workers", type=listed(not_negative), default=f"{int(usable_cores())}", help="processes or threads")
     add("--resolutions", type=listed(positive), default="128,224", help="sides of the images delivered, pixels")
-    add("--batch-size", type=positive, default=64, help="images of a batch")
+    add("--batch-size", type=listed(positive), default="64", help="images of a batch")
     add(
         "--output",
         type=listed(str, OUTPUTS),
@@ -257,7 +181,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="as delivered; or normalized, on the device",
     )
     add_measuring(parser)
+    add_reports(parser)
     options = parser.parse_args(argv)
+    options.command = shown_command("throughput", argv)
     usual = ["roi"] if is_packed(Path(options.data).expanduser()) else [n for n in USUAL_LOADERS if not why_missing(n)]
     peers = [name for name in PEERS if options.peers and is_installed(name)]
     named = [usual if name == _INSTALLED else [name] for name in options.loaders]
@@ -266,7 +192,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> list[Result]:
-    """Measure what the command line asks for, writing the JSON file as results come in.
+    """Measure what the command line asks for, writing the files as results come in.
 
     Raises:
         CellError: a loader failed.
@@ -277,22 +203,29 @@ def run(options: argparse.Namespace) -> list[Result]:
     dataset = long_epoch(without_records(data.train))
     loaders = {name: prepare(name, data, dataset) for name in options.loaders}
     works = [
-        Work(dataset, resolution, options.batch_size, num_workers, output, options.device)
+        Work(dataset, resolution, batch_size, num_workers, output, options.device)
         for output in options.output
         for resolution in options.resolutions
+        for batch_size in options.batch_size
         for num_workers in options.num_workers
     ]
     machine = describe_machine()
 
     def save(results: list[Result]) -> None:
+        records = [result.record(machine) for result in results]
         if options.json:
-            write_records(options.json, [result.record(machine) for result in results])
+            write_records(options.json, records)
+        if options.csv:
+            write_csv(options.csv, records)
+        if options.html:
+            notes = (legend(), disturbance(results))
+            write_page(options.html, "How fast loaders deliver", options.command, machine, sections(results), notes)
 
     return compare(loaders, works, options.rounds, options.seconds, save)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, write the JSON; return the exit code."""
+    """Measure, print the tables, write the files; return the exit code."""
     options = parse(argv)
     try:
         results = run(options)
@@ -300,10 +233,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped" + (f"; finished tables are in {options.json}" if options.json else ""), file=sys.stderr)
+        written = [str(file) for file in (options.json, options.csv, options.html) if file]
+        print("stopped" + (f"; finished tables are in {', '.join(written)}" if written else ""), file=sys.stderr)
         return 130
     tables = [sheet.terminal() for sheet in sheets(results)]
-    Console().print(*tables, legend(), disturbance(results), describe_machine(), sep="\n", highlight=False)
+    console().print(*tables, legend(), disturbance(results), describe_machine(), sep="\n")
     return 0
 
 

@@ -116,7 +116,7 @@ def engine_loop(work: Work) -> Batches:
                 epoch = Epoch(
                     EpochPlan(dataset, number, view), PRESETS["none"], partial(learning_rate_factor, "constant")
                 )
-                train_epoch(learner, loader, transfer, epoch, position, after_step=lambda batch: False)
+                train_epoch(learner, loader.run, transfer, epoch, position, after_step=lambda batch: False)
                 yield work.images
 
 

@@ -79,7 +79,7 @@ class LoaderConfig:
     """Backend; synthetic makes up images, to measure training alone.
     auto: by what is installed and how fast it proves here."""
     num_workers: Annotated[int | Literal["auto"], option("--workers", "-j", metavar="auto|N"), Bounds(0)] = "auto"
-    """Worker processes of torch, threads of the others (auto: by the cores)."""
+    """Worker processes of torch, threads of the others (auto: found while training)."""
     pack: Literal["auto", "shrink", "keep", "off"] = "auto"
     """What roi does with image files when it first sees them.
     shrink: pack them into the cache, as JPEGs of quality 90 and limited size.
@@ -90,6 +90,10 @@ class LoaderConfig:
     """Longest side of packed images, in pixels (0: 500, or twice the largest size trained at)."""
     renditions: Annotated[Resolutions, option(unset="none")] = ()
     """Longest sides of smaller versions to pack as well, for long phases at low resolution."""
+    roi_resample: Literal["cpu", "device"] = "cpu"
+    """Where roi resizes what it has decoded.
+    cpu: in its threads.
+    device: on the GPU, for cores that cannot keep up with it. Decoding stays, nine tenths of their work."""
     on_bad_sample: Literal["skip", "raise"] = "skip"
     """A file that cannot be decoded is replaced and listed in bad_samples.csv, or ends the run."""
     max_bad_fraction: Probability = 0.01

@@ -14,6 +14,7 @@ from engine.distributed import Process
 from engine.model import auto_model, create_model, has_depthwise_convolutions
 from engine.optim import default_lr
 from engine.precision import resolve_amp
+from engine.tuner import TUNED_LOADERS
 from loaders.choice import choose_loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -24,6 +25,7 @@ logger = logging.getLogger("headrace")
 def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     """Return the configuration with every ``auto`` replaced by what it stands for here.
 
+    But for the workers: how many are best is found while training, on every machine anew (engine.tuner).
     The loader is measured by the first process alone; on the others it may still be ``auto``.
 
     Raises:
@@ -35,9 +37,7 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     schedule = config.resolution.resolution_schedule
     if schedule == "auto":
         schedule = "stages" if len(resolutions) > 1 else "fixed"
-    workers = config.loader.num_workers
-    if workers == "auto":
-        workers = default_workers(cores, device)
+    workers = initial_workers(config, device, cores)
     loader = config.loader.loader
     if loader == "auto" and process.is_main:
         batch_size = config.optimizer.batch_size
@@ -66,7 +66,6 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
         loader=replace(
             config.loader,
             loader=loader,
-            num_workers=workers,
             pack=pack,
             pack_side=config.loader.pack_side or max(500, 2 * max(resolutions)),
         ),
@@ -107,6 +106,14 @@ def resolution_ladder(train: ImageDataset, device: torch.device) -> tuple[int, .
     if side >= 192:
         return (128, 160, 192, 224)
     return (96, 128) if side >= 112 else (48, 64)
+
+
+def initial_workers(config: Config, device: torch.device, cores: float) -> int:
+    """Return the workers to begin with: where they are tuned, one that shows how many are needed."""
+    workers = config.loader.num_workers
+    if workers != "auto":
+        return workers
+    return 1 if config.loader.loader in TUNED_LOADERS else default_workers(cores, device)
 
 
 def default_workers(cores: float, device: torch.device) -> int:

@@ -9,8 +9,10 @@ from engine.console import print_summary
 from engine.metrics import EvaluationResult, write_class_counts_csv, write_confusion_csv, write_per_class_csv
 from engine.report import write_report
 from engine.samples import write_predictions
+from engine.saved_model import FILE_NAME as MODEL
+from engine.saving import BEST
 from engine.stopping import Ending
-from engine.trainer import BEST, MODEL, Trainer
+from engine.trainer import Trainer
 from engine.verdict import verdict
 from loaders.cores import usable_cores
 
@@ -22,7 +24,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
     if run is None:
         return
     if not run.file(MODEL).exists():
-        trainer.save_model()
+        trainer.saver.save_model()
     data = trainer.data
     write_class_counts_csv(
         run.file("class_counts.csv"), data.classes, data.train.class_counts(), data.val.class_counts()
@@ -31,7 +33,8 @@ def finish(trainer: Trainer, ending: Ending) -> None:
     options = trainer.config
     sentence = verdict(
         records,
-        num_workers=int(options.loader.num_workers),
+        num_workers=trainer.loader.num_workers,
+        tuned=options.loader.num_workers == "auto",
         cores=usable_cores(trainer.process.local_world),
         device=trainer.process.device.type,
         loader=options.loader.loader,
@@ -58,7 +61,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
         seconds=trainer.clock.elapsed,
         best=trainer.position.best,
         sizes=sizes,
-        num_bad=len(trainer.bad_samples),
+        num_bad=len(trainer.loader.bad_samples),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from engine.checkpoint import Position
 from engine.freezing import train_mode
 from engine.learner import Learner
 from loaders.augment import Augmentation
-from loaders.contract import Loader
+from loaders.contract import Batch
 from loaders.plan import EpochPlan
 from loaders.transfer import DeviceBatch, Transfer
 
@@ -33,7 +33,7 @@ class Epoch:
 
 def train_epoch(
     learner: Learner,
-    loader: Loader,
+    load: Callable[[EpochPlan], Iterator[Batch]],
     transfer: Transfer,
     epoch: Epoch,
     position: Position,
@@ -43,6 +43,7 @@ def train_epoch(
     """Train on the epoch's batches, moving ``position`` on with each.
 
     Args:
+        load: ``Loader.run``, or what yields the same batches.
         after_step: called after each step; it returns True to leave the epoch early.
         progress: a bar to move on with each batch.
 
@@ -51,7 +52,7 @@ def train_epoch(
     """
     plan = epoch.plan
     train_mode(learner.model)
-    for batch in transfer.batches(loader.run(plan), augmentation=epoch.augmentation):
+    for batch in transfer.batches(load(plan), augmentation=epoch.augmentation):
         count = plan.global_count(batch.plan.step)
         learner.step(
             batch,

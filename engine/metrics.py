@@ -2,7 +2,7 @@
 
 torchmetrics has these metrics but counts with ``torch.bincount``, which waits for the device on CUDA (and with
 ``validate_args``, its default, calls ``torch.unique`` as well): two stalls for each batch and metric. The sums here are
-plain tensors that no step reads back; the tests compare them with torchmetrics and scikit-learn.
+plain tensors that no step reads back; the tests compare them with torchmetrics.
 """
 
 from __future__ import annotations

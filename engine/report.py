@@ -92,7 +92,8 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
     if verdict_text is None:
         verdict_text = verdict(
             records,
-            num_workers=_integer(_setting(settings, "loader", "num_workers")),
+            num_workers=_integer(epochs[-1].get("num_workers")) if epochs else 0,
+            tuned=_setting(settings, "loader", "num_workers") == "auto",
             cores=float(env.get("usable_cores", 1)),
             device=str(_setting(settings, "run", "device") or "cpu"),
             loader=str(_setting(settings, "loader", "loader") or ""),

@@ -29,6 +29,7 @@ EXACT = {
 # Changing these is sensible, and changes results: by rounding, or because the schedule is stretched.
 WARNED = {
     "loader.loader": "other loaders decode to slightly different pixels",
+    "loader.roi_resample": "the device resizes to slightly different pixels",
     "optimizer.epochs": "the schedules of learning rate and size now stretch over the new number of epochs",
     "run.threads": "sums are rounded in another order",
     "run.device": "another device rounds differently",

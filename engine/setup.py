@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.config import AugmentConfig, Config, ConfigError
+from engine.config import AugmentConfig, Config, ConfigError, OptimizerConfig
 from engine.distributed import Process
 from engine.freezing import freeze
 from engine.learner import Learner, LossOptions, StepOptions
 from engine.losses import class_weights
 from engine.model import create_model, model_summary, pretrained_statistics
-from engine.optim import create_optimizer, parameter_groups
+from engine.optim import create_optimizer, learning_rate_factor, parameter_groups
 from engine.precision import resolve_amp
 from engine.progressive import ProgressiveSchedule
 from kernels.random import Stream, permutation
@@ -154,6 +154,21 @@ def augmentation_of(config: AugmentConfig) -> Augmentation:
         return replace(PRESETS[config.augment], **{key: value for key, value in given.items() if value is not None})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def lr_factor_of(config: OptimizerConfig, progress: float) -> float:
+    """Return the factor of the learning rate after a share of the run's samples.
+
+    Every epoch is an equal share, also where ``--drop-last`` leaves out a few samples of some.
+    """
+    return learning_rate_factor(
+        config.schedule,
+        progress,
+        warmup=min(float(config.warmup_epochs) / config.epochs, 0.99),
+        min_fraction=config.min_lr_fraction,
+        step_length=config.step_epochs / config.epochs if config.step_epochs else 1 / 3,
+        step_factor=config.step_factor,
+    )
 
 
 def model_arguments(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from engine.checkpoint import CheckpointError
 from engine.command import fail, load_config
 from engine.config import Config, ConfigError
-from engine.defaults import resolve
+from engine.defaults import initial_workers, resolve
 from engine.distributed import DeviceError, Process, process
 from engine.ending import finish
 from engine.freezing import FreezeError
@@ -33,6 +33,7 @@ from engine.trainer import Ending, OutOfMemoryError, Trainer
 from engine.validation import validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.contract import LoaderError
+from loaders.cores import usable_cores
 from loaders.dataset import ImageData
 from loaders.opening import DataError
 from loaders.pack_records import PackError
@@ -115,13 +116,9 @@ def train(config: Config) -> Ending | None:
 
 
 def _agreed(config: Config, this: Process) -> Config:
-    """Return what rank 0 resolved, but for the workers and threads of this machine."""
+    """Return what rank 0 resolved, but for the threads of this machine."""
     agreed = this.broadcast(config)
-    return replace(
-        agreed,
-        loader=replace(agreed.loader, num_workers=config.loader.num_workers),
-        run=replace(agreed.run, threads=config.run.threads),
-    )
+    return replace(agreed, run=replace(agreed.run, threads=config.run.threads))
 
 
 def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
@@ -172,11 +169,12 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
         loader = create_loader(
             config.loader.loader,
             (data.train, data.val),
-            int(config.loader.num_workers),
+            initial_workers(config, this.device, usable_cores(this.local_world)),
             bad_samples,
             this.device,
             config.loader.prefetch,
             config.data.cache,
+            config.loader.roi_resample,
         )
         with loader, stop_on_signals() as stop:
             logger.info("Loader: %s", loader.describe())

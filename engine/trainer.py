@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from engine.checkpoint import Position, rng_state, save_checkpoint, set_rng_state
+from engine.checkpoint import Position
 from engine.config import Config
 from engine.console import epoch_line
 from engine.distributed import Process
 from engine.evaluation import Predictions, evaluate
-from engine.learner import Learner, NonFiniteLossError
+from engine.finite import FiniteCheck
+from engine.learner import Learner
 from engine.loop import Epoch, train_epoch
 from engine.metrics import EvaluationResult
 from engine.model import dropout_layers, set_dropout
-from engine.optim import learning_rate_factor
 from engine.progressive import History, ProgressiveSchedule, Stage
 from engine.resume import LAST, Resumed
 from engine.rundir import RunDirectory
-from engine.saved_model import SavedModel, save_model
-from engine.setup import Normalization, augmentation_of, model_arguments
+from engine.saving import BEST, Saver
+from engine.setup import Normalization, augmentation_of, lr_factor_of
 from engine.stopping import Clock, Ending, StopRequest, stopped_improving
 from engine.telemetry import Telemetry
+from engine.tuner import TUNED_LOADERS, Tuner
 from engine.values import Target, parse_duration, parse_target
-from loaders.bad_samples import BadSample, BadSamples
+from loaders.bad_samples import BadSample
 from loaders.contract import Loader
+from loaders.cores import usable_cores
 from loaders.dataset import ImageData
 from loaders.plan import EpochPlan, View
 from loaders.transfer import DeviceBatch, Transfer
-
-BEST = "best.pt"
-MODEL = "model.safetensors"
 
 
 class OutOfMemoryError(RuntimeError):
@@ -67,10 +65,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.data = data
-        self.source = source
         self.process = process
         self.learner = learner
-        self.normalization = normalization
         self.loader = loader
         self.run = run
         self.stop = stop
@@ -83,21 +79,20 @@ class Trainer:
             dtype=learner.precision.dtype or torch.float32,
             channels_last=config.model.channels_last,
         )
+        self._load = loader.run
+        if config.loader.num_workers == "auto" and loader.name in TUNED_LOADERS:
+            self._load = Tuner(loader, int(usable_cores(process.local_world)), self.transfer.wait_seconds).batches
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
         self.telemetry = Telemetry(process.device)
         self.position = Position()
         self.target: Target | None = parse_target(config.run.target) if config.run.target else None
-        self.save_every = parse_duration(config.run.save_every)
         self.last_result: tuple[EvaluationResult, Predictions] | None = None
-        self._recent: deque[tuple[int, torch.Tensor]] = deque(maxlen=config.run.log_every + 1)
+        self.finite = FiniteCheck(learner, process, data.train.paths, config.run.log_every)
+        self.saver = Saver(config, source, data.classes, process, learner, normalization, loader.bad_samples, run)
         if resumed is not None:
-            self._restore(resumed)
+            self.position = self.saver.restore(resumed)
         time_limit = parse_duration(config.run.time_limit) if config.run.time_limit else 0.0
         self.clock = Clock(time_limit, self.position.seconds)
-
-    @property
-    def bad_samples(self) -> BadSamples:
-        return self.loader.bad_samples
 
     # The run
 
@@ -111,8 +106,8 @@ class Trainer:
         epochs = self.config.optimizer.epochs
         largest = max(self.schedule.stages, key=lambda stage: stage.batch_size * stage.resolution**2)
         self._warm_up(largest, first=True)
-        self._restore_rng()
-        self._saved_at = time.monotonic()
+        self.saver.restore_rng()
+        self.saver.restart_clock()
         warm = largest.index
         while self.position.epoch < epochs:
             stage = self._stage()
@@ -126,8 +121,7 @@ class Trainer:
                 ending = self._train_epoch(stage)
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(stage) from error
-            if ending is None:
-                ending = self._end_epoch(stage)
+            ending = ending or self._end_epoch(stage)
             if ending is not None:
                 return self._finish(ending)
         return self._finish(Ending(f"all {epochs} epochs are trained", finished=True))
@@ -199,43 +193,28 @@ class Trainer:
         self._ending: Ending | None = None
         self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
         self._started = time.monotonic()
-        epochs, samples = self.config.optimizer.epochs, plan.num_samples
+        options, size, samples = self.config.optimizer, stage.batch_size, plan.num_samples
         epoch = Epoch(
             plan,
             self.augmentation.scaled(stage.regularization),
-            lambda step: stage.lr_scale * self.lr_factor((plan.epoch + step * stage.batch_size / samples) / epochs),
+            lambda step: stage.lr_scale * lr_factor_of(options, (plan.epoch + step * size / samples) / options.epochs),
         )
         with tqdm(
             total=plan.num_batches,
             initial=plan.start_batch,
-            desc=f"epoch {self.position.epoch + 1}/{self.config.optimizer.epochs} {stage.resolution} px",
+            desc=f"epoch {plan.epoch + 1}/{options.epochs} {stage.resolution} px",
             unit="batch",
             disable=self.run is None,
             leave=False,
             dynamic_ncols=True,
         ) as self._progress:
             done = train_epoch(
-                self.learner, self.loader, self.transfer, epoch, self.position, self._after_step, self._progress
+                self.learner, self._load, self.transfer, epoch, self.position, self._after_step, self._progress
             )
             if done:
                 self._log()  # reads the sums, so that the device has done all steps
             self._count_time()
         return None if done else self._ending
-
-    def lr_factor(self, progress: float) -> float:
-        """Return the factor of the learning rate after a share of the run's samples.
-
-        Every epoch is an equal share, also where ``--drop-last`` leaves out a few samples of some.
-        """
-        options = self.config.optimizer
-        return learning_rate_factor(
-            options.schedule,
-            progress,
-            warmup=min(float(options.warmup_epochs) / options.epochs, 0.99),
-            min_fraction=options.min_lr_fraction,
-            step_length=options.step_epochs / options.epochs if options.step_epochs else 1 / 3,
-            step_factor=options.step_factor,
-        )
 
     def _count_time(self) -> None:
         """Bring the times of the epoch under way up to date."""
@@ -245,7 +224,7 @@ class Trainer:
 
     def _after_step(self, batch: DeviceBatch) -> bool:
         """Log, save, and look whether the run has to end; return True if it has."""
-        self._recent.append((self.position.steps, batch.indices))
+        self.finite.remember(self.position.steps, batch.indices)
         if self.position.steps % self.config.run.log_every == 0:
             self._log()
         # Several ranks must agree, which costs a message, so they look every few seconds; one looks at every step.
@@ -254,17 +233,10 @@ class Trainer:
             if self._steps_to_check > 0:
                 return False
             self._steps_to_check = self._check_interval()
-        stop, late, save = self._agree(
-            bool(self.stop), self.clock.is_over(), time.monotonic() - self._saved_at >= self.save_every
-        )
+        stop, late, save = self._agree(bool(self.stop), self.clock.is_over(), self.saver.is_due)
         if stop or late:
             self._count_time()
-            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
-            self._ending = (
-                Ending(f"{name} was received", finished=False, interrupted=True)
-                if stop
-                else Ending(f"the time limit of {self.config.run.time_limit} is reached", finished=False)
-            )
+            self._ending = self._early_ending(stop)
             return True
         if save:
             self._count_time()
@@ -289,7 +261,7 @@ class Trainer:
 
     def _log(self) -> None:
         """Read the sums from the device, and show and record them."""
-        self._check_finite()
+        self.finite.check(self.position.epoch)
         now, samples = time.monotonic(), self.position.samples_seen
         sums = self.process.sum(self.learner.sums.clone()).tolist()
         then, samples_then, sums_then = self._logged
@@ -317,21 +289,6 @@ class Trainer:
                 "time": self.clock.elapsed,
             },
             self.position.steps,
-        )
-
-    def _check_finite(self) -> None:
-        own_step = int(self.learner.first_nonfinite.item())
-        if not self._agree(own_step >= 0)[0]:
-            return
-        indices: list[int] = next((found.tolist() for number, found in self._recent if number == own_step), [])
-        found = self.process.gather((own_step, [self.data.train.paths[index] for index in indices]))
-        step = min(number for number, _ in found if number >= 0)
-        paths = [path for number, names in found if number == step for path in names]
-        names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
-        raise NonFiniteLossError(
-            f"the loss at step {step} (epoch {self.position.epoch + 1}) is not finite. Its samples: {names}. "
-            f"Lower --lr, use --clip-grad 1 or --amp off, or leave such steps out with --on-nonfinite skip; "
-            f"the last checkpoint is from before"
         )
 
     def _end_epoch(self, stage: Stage) -> Ending | None:
@@ -370,7 +327,8 @@ class Trainer:
             "switch_seconds": position.switch_seconds,
             "samples_seen": position.samples_seen,
             "steps": position.steps,
-            "bad_samples": len(self.bad_samples),
+            "bad_samples": len(self.loader.bad_samples),
+            "num_workers": self.loader.num_workers,
             "skipped_steps": int(sums[3]),
             "time": self.clock.elapsed,
             **telemetry,
@@ -384,7 +342,7 @@ class Trainer:
             tqdm.write(epoch_line(record, self.config.optimizer.epochs))
         if improved or not len(self.data.val):
             self._save(BEST)
-            self.save_model()
+            self.saver.save_model()
         self._save(LAST)  # after the best: a kill in between repeats the epoch and finds the best again
         return self._ending_after_epoch(record)
 
@@ -398,24 +356,26 @@ class Trainer:
             self.target is not None and record.get(self.target.metric, 0.0) >= self.target.value,
             stopped_improving([row[2] for row in self.position.history], options.run.early_stop),
         )
-        if stop:
-            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
-            return Ending(f"{name} was received", finished=False, interrupted=True)
-        if reached:
+        if reached and not stop:
             return Ending(f"the target {options.run.target} is reached", finished=True)
-        if stalled:
+        if stalled and not stop:
             return Ending(f"{options.run.early_stop} epochs brought no better top-1", finished=True)
-        if late:
-            return Ending(f"the time limit of {options.run.time_limit} is reached", finished=False)
-        return None
+        return self._early_ending(stop) if stop or late else None
+
+    def _early_ending(self, stopped: bool) -> Ending:
+        """Return how a run ends that a signal stopped or, without one, whose time is over."""
+        if not stopped:
+            return Ending(f"the time limit of {self.config.run.time_limit} is reached", finished=False)
+        name = self.stop.signal.name if self.stop.signal else "a signal to another process"
+        return Ending(f"{name} was received", finished=False, interrupted=True)
 
     def _share_bad_samples(self) -> None:
         """Let every rank know, and the first one write down, what any of them found."""
         if self.process.world == 1:
             return
-        rows = {row for rows in self.process.gather(self.bad_samples.state_dict()) for row in rows}
+        rows = {row for rows in self.process.gather(self.loader.bad_samples.state_dict()) for row in rows}
         for dataset in (self.data.train, self.data.val):
-            self.bad_samples.record(dataset, [BadSample(*row) for row in sorted(rows) if row[0] == dataset.name])
+            self.loader.bad_samples.record(dataset, [BadSample(*row) for row in sorted(rows) if row[0] == dataset.name])
 
     def evaluate(self, resolution: int) -> tuple[EvaluationResult, Predictions]:
         """Evaluate the weights to keep on the validation set."""
@@ -433,51 +393,6 @@ class Trainer:
             show_progress=self.run is not None,
         )
 
-    # Files
-
-    def save_model(self) -> None:
-        """Write the weights to keep, with all that prediction needs."""
-        if self.run is None:
-            return
-        config = self.config
-        metadata = SavedModel(
-            config.model.model,
-            self.data.classes,
-            self.normalization.mean,
-            self.normalization.std,
-            config.resolution.val_resolution,
-            config.resolution.crop_fraction,
-            model_arguments(config),
-        )
-        save_model(self.run.file(MODEL), self.learner.evaluated, metadata)
-
     def _save(self, name: str) -> None:
-        self._check_finite()
-        states = self.process.gather(rng_state(self.process.device))
-        state = self.learner.state_dict() | {"sums": self.process.sum(self.learner.sums.clone())}
-        self._saved_at = time.monotonic()
-        if self.run is None:
-            return
-        save_checkpoint(
-            self.run.file(name),
-            self.position,
-            config=self.config.to_toml(),
-            identity=self.source,
-            world=self.process.world,
-            rng=states,
-            bad_samples=self.bad_samples.state_dict(),
-            **state,
-        )
-
-    def _restore(self, resumed: Resumed) -> None:
-        self.position = resumed.position
-        self.position.finished = False
-        self.learner.load_state_dict(resumed.state)
-        if not self.process.is_main:
-            self.learner.sums.zero_()  # rank 0 has the sums of all
-        self._rng = resumed.state["rng"]
-
-    def _restore_rng(self) -> None:
-        states = getattr(self, "_rng", [])
-        if self.process.rank < len(states):
-            set_rng_state(states[self.process.rank], self.process.device)
+        self.finite.check(self.position.epoch)
+        self.saver.save(name, self.position)

@@ -54,6 +54,8 @@ def _data_problems(config: Config) -> Iterator[str]:
         packing = config.loader.pack in ("shrink", "keep")
         for option in [f"--pack {config.loader.pack}"] * packing + ["--renditions"] * bool(config.loader.renditions):
             yield f"{option} is for the loader that packs: add --loader roi"
+        if config.loader.roi_resample == "device":
+            yield f"--roi-resample device is for --loader roi, not {config.loader.loader}: change one of them"
 
 
 def _resolution_problems(config: Config) -> Iterator[str]:

@@ -68,7 +68,14 @@ def epoch_records(records: Sequence[Record]) -> list[Record]:
 
 
 def verdict(
-    records: Sequence[Record], *, num_workers: int, cores: float, device: str, loader: str, world_size: int = 1
+    records: Sequence[Record],
+    *,
+    num_workers: int,
+    cores: float,
+    device: str,
+    loader: str,
+    world_size: int = 1,
+    tuned: bool = False,
 ) -> str:
     """Say in one sentence what limited a run, with the evidence, and what to do.
 
@@ -79,6 +86,7 @@ def verdict(
         device: ``cpu``, ``cuda`` or ``cuda:0``, ...
         loader: name of the loader.
         world_size: processes of the run.
+        tuned: the number of workers was found while training, so that more would have been taken if they had helped.
     """
     epochs = epoch_records(records)
     if not epochs:
@@ -101,7 +109,8 @@ def verdict(
         return _compute_bound(epochs, spent, device)
     if worst == "data":
         several = len({_stage_key(record) for record in epochs}) > 1
-        return _data_bound(stage, several, num_workers, cores, device, loader, world_size)
+        advice = _data_advice(num_workers, cores, device, loader, tuned)
+        return _data_bound(stage, several, cores, device, world_size, advice)
     if worst == "evaluation":
         return (
             f"Evaluation took {_percent(spent.evaluation / spent.total)} of the time ({spent.evaluation:.0f} of "
@@ -147,11 +156,10 @@ def _worst_stage(epochs: Sequence[Record], spent: TimeSpent) -> list[Record]:
 def _data_bound(
     stage: Sequence[Record],
     several: bool,
-    num_workers: int,
     cores: float,
     device: str,
-    loader: str,
     world_size: int,
+    advice: str,
 ) -> str:
     spent = time_spent(stage)
     resolution = stage[0].get("resolution")
@@ -170,14 +178,16 @@ def _data_bound(
             )
     elif cost is not None:
         evidence = f": loading and training share {_cores(cores)}, {cost:.1f} ms of processor time for each image"
-    return f"{claim[0].upper()}{claim[1:]}{evidence}; {_data_advice(num_workers, cores, device, loader)}."
+    return f"{claim[0].upper()}{claim[1:]}{evidence}; {advice}."
 
 
-def _data_advice(num_workers: int, cores: float, device: str, loader: str) -> str:
+def _data_advice(num_workers: int, cores: float, device: str, loader: str, tuned: bool) -> str:
     usable = max(1, math.floor(cores))
-    if num_workers < usable:
+    if num_workers < usable and not tuned:
         return f"more workers would help up to {_cores(usable)} (--num-workers {usable}, now {num_workers})"
     full = f"{num_workers} {'worker uses' if num_workers == 1 else 'workers use'} all of the {_cores(cores)}"
+    if num_workers < usable:
+        full = f"{num_workers} of {_cores(usable)} for workers proved best, as the model needs the others"
     if loader != "dali" and device.startswith("cuda"):
         return f"{full}: decode on the GPU (--loader dali), store smaller images, or add cores"
     if loader != "dali":

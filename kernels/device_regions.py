@@ -48,7 +48,8 @@ class Regions:
         positions: int64 (rows of tiles of all regions,).
         planes: int64 (N, 3, 8): of Y, Cb and Cr, what `Plane` names.
         windows: float64 (N, 3, 4): x, y, width and height of what is to be seen, in samples of each component from the
-            region's top left; fractions allowed, inside the image and not empty.
+            region's top left; fractions allowed, inside the image and not empty. Where the width (height) is half that
+            of Y's window, two pixels of a row (column) share a sample.
         turns: bool (N, 3): turn the result over its main diagonal; then reverse its rows (left to right); its columns.
     """
 
@@ -109,8 +110,10 @@ def resample_regions(
 ) -> torch.Tensor:
     """Resample the windows of regions and convert them to RGB.
 
-    Each component is resampled at its own resolution with Pillow's bilinear filter (a triangle as wide as the scale, at
-    least two samples, normalized over what lies inside the image), in float32, and rounded once, as RGB.
+    The filter is Pillow's bilinear one (a triangle as wide as the scale, at least two pixels, normalized over what lies
+    inside the image). Chroma is taken at its own resolution, with the weights that libjpeg's upsampling (three quarters
+    of a pixel's own sample and one of the next) and the filter come to together, as in kernels.planes. All is computed
+    in float32, and rounded once, as RGB.
 
     Args:
         regions: ones that fit (`regions_fit`).
@@ -134,7 +137,7 @@ def resample_by_torch(regions: Regions, resolution: int, memory_format: torch.me
     numbers = zip(regions.planes.tolist(), regions.windows.tolist(), regions.turns.tolist(), strict=True)
     for out, (planes, windows, (transposed, mirror_x, mirror_y)) in zip(result, numbers, strict=True):
         y, cb, cr = (
-            _resampled(_gathered(regions, plane), window, resolution)
+            _resampled(_gathered(regions, plane), window, _pixels_per_sample(windows[0], window), resolution)
             for plane, window in zip(planes, windows, strict=True)
         )
         cb, cr = cb - 128, cr - 128
@@ -158,19 +161,40 @@ def _gathered(regions: Regions, plane: list[int]) -> torch.Tensor:
     return regions.samples[offset + row * stride + column]
 
 
-def _resampled(plane: torch.Tensor, window: list[float], resolution: int) -> torch.Tensor:
+def _pixels_per_sample(luma: list[float], window: list[float]) -> tuple[int, int]:
+    """Return how many pixels share a sample of a component across and down, 1 or 2, by its window and that of Y."""
+    across, down = (2 if whole > 1.5 * own else 1 for whole, own in zip(luma[2:], window[2:], strict=True))
+    return across, down
+
+
+def _resampled(plane: torch.Tensor, window: list[float], shared: tuple[int, int], resolution: int) -> torch.Tensor:
     """Return a window of a plane at the output's size: float32 (resolution, resolution)."""
     height, width = plane.shape
     x, y, window_width, window_height = window
-    down = _triangle(y, window_height, height, resolution, plane.device)
-    across = _triangle(x, window_width, width, resolution, plane.device)
+    down = _weights(y, window_height, height, shared[1], resolution, plane.device)
+    across = _weights(x, window_width, width, shared[0], resolution, plane.device)
     return down @ plane.to(torch.float32) @ across.T
 
 
-def _triangle(start: float, extent: float, size: int, resolution: int, device: torch.device) -> torch.Tensor:
-    """Return the weights with which each output takes from an axis: float32 (resolution, size)."""
-    scale = extent / resolution
-    centers = start + (torch.arange(resolution, dtype=torch.float64, device=device)[:, None] + 0.5) * scale
-    distances = torch.arange(size, dtype=torch.float64, device=device) + 0.5 - centers
+def _weights(
+    start: float, extent: float, size: int, shared: int, resolution: int, device: torch.device
+) -> torch.Tensor:
+    """Return with which weights each output takes from an axis of samples, each of ``shared`` pixels.
+
+    Returns:
+        float32 (resolution, size).
+    """
+    scale = shared * extent / resolution
+    centers = shared * start + (torch.arange(resolution, dtype=torch.float64, device=device)[:, None] + 0.5) * scale
+    distances = torch.arange(shared * size, dtype=torch.float64, device=device) + 0.5 - centers
     weights = (1 - distances.abs() / max(scale, 1)).clamp_(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).to(torch.float32)
+    weights /= weights.sum(dim=1, keepdim=True)
+    if shared == 2:  # what pixels take from the sample before theirs and from the one behind
+        before, behind = weights[:, 0::2], weights[:, 1::2]
+        own = 0.75 * (before + behind)
+        own[:, :-1] += 0.25 * before[:, 1:]
+        own[:, 1:] += 0.25 * behind[:, :-1]
+        own[:, 0] += 0.25 * before[:, 0]
+        own[:, -1] += 0.25 * behind[:, -1]
+        weights = own
+    return weights.to(torch.float32)

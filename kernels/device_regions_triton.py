@@ -18,10 +18,33 @@ _ROWS, _COLUMNS = 16, 32  # pixels of a program
 
 
 @triton.jit
-def _weight(tap: tl.tensor, first: tl.tensor, distance: tl.tensor, slope: tl.tensor, size: tl.tensor) -> tl.tensor:
-    """Return the weight of each output's tap, not normalized; 0 outside the image."""
-    weight = tl.maximum(1 - tl.abs(distance + tap) * slope, 0)
-    return tl.where((first + tap >= 0) & (first + tap < size), weight, 0)
+def _triangle(distance: tl.tensor, slope: tl.tensor) -> tl.tensor:
+    return tl.maximum(1 - tl.abs(distance) * slope, 0)
+
+
+@triton.jit
+def _weight(
+    tap: tl.tensor,
+    first: tl.tensor,
+    distance: tl.tensor,
+    slope: tl.tensor,
+    size: tl.tensor,
+    shared: tl.tensor,
+    chroma: tl.constexpr,
+) -> tl.tensor:
+    """Return the weight of each output's tap, not normalized; 0 outside the image.
+
+    A sample of chroma is shared by 1 pixel or by 2. Of two, each takes a quarter from the next sample on its side; at
+    the ends of the axis, where there is none, from its own. ``distance`` is that of the first tap's first pixel.
+    """
+    sample, distance = first + tap, distance + shared * tap
+    weight = _triangle(distance, slope)
+    if chroma:
+        before = _triangle(distance - tl.where(sample > 0, 1, 0), slope)
+        behind = _triangle(distance + tl.where(sample < size - 1, 2, 1), slope)
+        pair = 0.75 * (weight + _triangle(distance + 1, slope)) + 0.25 * (before + behind)
+        weight = tl.where(shared == 2, pair, weight)
+    return tl.where((sample >= 0) & (sample < size), weight, 0)
 
 
 @triton.jit
@@ -30,9 +53,11 @@ def _resample_plane(
     positions: tl.tensor,
     plane: tl.tensor,
     window: tl.tensor,
+    luma_window: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     resolution: tl.tensor,
+    chroma: tl.constexpr,
 ) -> tl.tensor:
     """Return one component at some rows and columns of the output, float32; 128 where the component is missing."""
     samples += tl.load(plane)
@@ -45,29 +70,37 @@ def _resample_plane(
     height = tl.load(plane + 7).to(tl.int32)
 
     # Where a filter begins is found in float64: far from the origin, float32 has few bits behind the point.
+    # Supports and slopes are those of the filter on pixels; upsampling reaches 1.5 pixels beyond the pair's center.
+    x_shared, y_shared = 1, 1
+    if chroma:
+        x_shared = tl.where(tl.load(luma_window + 2) > 1.5 * tl.load(window + 2), 2, 1)
+        y_shared = tl.where(tl.load(luma_window + 3) > 1.5 * tl.load(window + 3), 2, 1)
     x_scale, y_scale = tl.load(window + 2) / resolution, tl.load(window + 3) / resolution
-    x_support, y_support = tl.maximum(x_scale, 1.0), tl.maximum(y_scale, 1.0)
+    x_filter, y_filter = tl.maximum(x_shared * x_scale, 1.0), tl.maximum(y_shared * y_scale, 1.0)
+    x_support = (x_filter + 1.5 * (x_shared - 1)) / x_shared
+    y_support = (y_filter + 1.5 * (y_shared - 1)) / y_shared
     x_center = tl.load(window) + (columns + 0.5) * x_scale
     y_center = tl.load(window + 1) + (rows + 0.5) * y_scale
     x_begin, y_begin = tl.floor(x_center - x_support + 0.5), tl.floor(y_center - y_support + 0.5)
-    x_distance, y_distance = (x_begin + 0.5 - x_center).to(tl.float32), (y_begin + 0.5 - y_center).to(tl.float32)
+    x_distance = (x_shared * (x_begin - x_center) + 0.5).to(tl.float32)
+    y_distance = (y_shared * (y_begin - y_center) + 0.5).to(tl.float32)
     x_first, y_first = x_begin.to(tl.int32), y_begin.to(tl.int32)
     x_taps = tl.where(width > 0, tl.ceil(2 * x_support).to(tl.int32), 0)
     y_taps = tl.where(width > 0, tl.ceil(2 * y_support).to(tl.int32), 0)
-    x_slope, y_slope = (1 / x_support).to(tl.float32), (1 / y_support).to(tl.float32)
+    x_slope, y_slope = (1 / x_filter).to(tl.float32), (1 / y_filter).to(tl.float32)
 
     sums = tl.zeros((rows.shape[0], columns.shape[1]), tl.float32)
     x_total, y_total = tl.zeros(columns.shape, tl.float32), tl.zeros(rows.shape, tl.float32)
     for x_tap in range(x_taps):
-        x_total += _weight(x_tap, x_first, x_distance, x_slope, width)
+        x_total += _weight(x_tap, x_first, x_distance, x_slope, width, x_shared, chroma)
     for y_tap in range(y_taps):
-        y_weight = _weight(y_tap, y_first, y_distance, y_slope, height)
+        y_weight = _weight(y_tap, y_first, y_distance, y_slope, height, y_shared, chroma)
         y = y_first + y_tap
         y_wanted = y_weight > 0
         first_tile = tl.load(positions + y // block_height, mask=y_wanted, other=0).to(tl.int32)
         row_sums = tl.zeros((rows.shape[0], columns.shape[1]), tl.float32)
         for x_tap in range(x_taps):
-            x_weight = _weight(x_tap, x_first, x_distance, x_slope, width)
+            x_weight = _weight(x_tap, x_first, x_distance, x_slope, width, x_shared, chroma)
             x = x_first + x_tap
             tile = first_tile + x // block_width
             row = tile // per_strip * block_height + y % block_height
@@ -106,9 +139,9 @@ def _resample(
     rows = (tl.program_id(0) // blocks * block_rows + tl.arange(0, block_rows))[:, None]
     columns = (tl.program_id(0) % blocks * block_columns + tl.arange(0, block_columns))[None, :]
     plane, window = planes + 24 * sample, windows + 12 * sample
-    luma = _resample_plane(samples, positions, plane, window, rows, columns, resolution)
-    cb = _resample_plane(samples, positions, plane + 8, window + 4, rows, columns, resolution) - 128
-    cr = _resample_plane(samples, positions, plane + 16, window + 8, rows, columns, resolution) - 128
+    luma = _resample_plane(samples, positions, plane, window, window, rows, columns, resolution, False)
+    cb = _resample_plane(samples, positions, plane + 8, window + 4, window, rows, columns, resolution, True) - 128
+    cr = _resample_plane(samples, positions, plane + 16, window + 8, window, rows, columns, resolution, True) - 128
 
     transposed = tl.load(turns + 3 * sample) != 0
     x, y = tl.where(transposed, rows, columns), tl.where(transposed, columns, rows)

@@ -11,6 +11,7 @@ Regions are counted in MCUs (minimum coded units), the blocks of 8 or 16 pixels 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, types
@@ -45,6 +46,20 @@ from kernels.jpeg_header import (
 _memcpy: Callable[..., int] = types.ExternalFunction(
     "memcpy", signature(types.uintp, types.uintp, types.uintp, types.uintp)
 )
+
+
+class _Work(NamedTuple):
+    """The arguments of `decode_region`, its region in one."""
+
+    handle: int
+    record: np.ndarray
+    header: np.ndarray
+    starts: np.ndarray
+    region: tuple[int, int, int, int]
+    shift: int
+    scratch: np.ndarray
+    positions: np.ndarray
+    layout: np.ndarray
 
 
 def interval_starts(record: np.ndarray) -> np.ndarray:
@@ -188,43 +203,31 @@ def decode_region(
     if scratch.shape[0] < needed or positions.shape[0] < row1 - row0:
         return SCRATCH_TOO_SMALL
     region = (row0, row1, column0, column1)
+    work = _Work(handle, record, header, starts, region, shift, scratch, positions, layout)
     if intervals < 0:
-        return _decode_rows(handle, record, header, region, shift, scratch, positions, layout)
-    if _is_aligned(header):
-        return _decode_band(handle, record, header, starts, region, shift, scratch, positions, layout)
-    return _decode_strip(handle, record, header, starts, region, shift, scratch, positions, layout)
+        return _decode_rows(work)
+    return _decode_band(work) if _is_aligned(header) else _decode_strip(work)
 
 
 @njit(cache=True, nogil=True)
-def _decode_rows(
-    handle: int,
-    record: np.ndarray,
-    header: np.ndarray,
-    region: tuple[int, int, int, int],
-    shift: int,
-    scratch: np.ndarray,
-    positions: np.ndarray,
-    layout: np.ndarray,
-) -> int:
+def _decode_rows(work: _Work) -> int:
     """Decode an image from its first row to the region's last: without intervals, there is no other way.
 
     The frame is given the size of the blocks that are coded anyway, so that the library writes them directly, and
     whatever the size, at the scale that was asked for.
     """
-    row0, row1, column0, _ = region
+    header, record = work.header, work.record
+    row0, row1, column0, _ = work.region
     columns, rows = header[MCU_COLUMNS], header[MCU_ROWS]
     for row in range(row0, row1):
-        positions[row - row0] = row * columns + column0
+        work.positions[row - row0] = row * columns + column0
     if header[SEQUENTIAL]:
         # Of a file that is cut off, all rows are asked for: it is bad whatever the region.
         kept = row1 if has_end(record, header[ENTROPY_AT]) else rows
         width, height = columns * header[MCU_WIDTH], kept * header[MCU_HEIGHT]
     else:  # other scans hold only the blocks that the image reaches into
         width, height = -(-header[WIDTH] // 8) * 8, -(-header[HEIGHT] // 8) * 8
-    planes_end = lay_out_planes(header, columns, rows, shift, layout)
-    jpeg = scratch[planes_end : planes_end + record.shape[0]]
-    _copy(record, 0, record.shape[0], jpeg, 0)
-    return _decode_as(handle, jpeg, header, width, height, shift, scratch, layout, 0)
+    return _decode_as(work, _begin_jpeg(work, columns, rows, record.shape[0]), width, height, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -243,41 +246,27 @@ def _band(header: np.ndarray, region: tuple[int, int, int, int]) -> tuple[int, i
 
 
 @njit(cache=True, nogil=True)
-def _decode_band(
-    handle: int,
-    record: np.ndarray,
-    header: np.ndarray,
-    starts: np.ndarray,
-    region: tuple[int, int, int, int],
-    shift: int,
-    scratch: np.ndarray,
-    positions: np.ndarray,
-    layout: np.ndarray,
-) -> int:
+def _decode_band(work: _Work) -> int:
     """Decode the intervals that hold a region as what they are, a smaller picture: nothing is out of place in it."""
-    first_column, last_column, first_row, last_row = _band(header, region)
-    columns, interval, data = header[MCU_COLUMNS], header[RESTART_INTERVAL], header[ENTROPY_AT]
-    width = last_column - first_column
-    row0, row1, column0, _ = region
+    header = work.header
+    first_column, last_column, first_row, last_row = _band(header, work.region)
+    columns, interval = header[MCU_COLUMNS], header[RESTART_INTERVAL]
+    width, height = last_column - first_column, last_row - first_row
+    row0, row1, column0, _ = work.region
     for row in range(row0, row1):
-        positions[row - row0] = (row - first_row) * width + column0 - first_column
-    planes_end = lay_out_planes(header, width, last_row - first_row, shift, layout)
-    jpeg = scratch[planes_end : planes_end + record.shape[0]]
-    _copy(record, 0, data, jpeg, 0)
-    end = data
+        work.positions[row - row0] = (row - first_row) * width + column0 - first_column
+    end = header[ENTROPY_AT]
+    jpeg = _begin_jpeg(work, width, height, end)
     number = 0
     for row in range(first_row, last_row, max(1, interval // columns)):
         begin = (row * columns + first_column) // interval
         stop = begin + max(1, width // interval)
-        end = _append(record, starts, begin, stop, number, data, jpeg, end)
+        end = _append(work, begin, stop, number, jpeg, end)
         if end < 0:
             return BAD
         number += stop - begin
     jpeg[end - 1] = EOI
-    height = last_row - first_row
-    return _decode_as(
-        handle, jpeg[:end], header, width * header[MCU_WIDTH], height * header[MCU_HEIGHT], shift, scratch, layout, 0
-    )
+    return _decode_as(work, jpeg[:end], width * header[MCU_WIDTH], height * header[MCU_HEIGHT], 0)
 
 
 @njit(cache=True, nogil=True)
@@ -295,27 +284,16 @@ def _strip_rows(header: np.ndarray, region: tuple[int, int, int, int]) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _decode_strip(
-    handle: int,
-    record: np.ndarray,
-    header: np.ndarray,
-    starts: np.ndarray,
-    region: tuple[int, int, int, int],
-    shift: int,
-    scratch: np.ndarray,
-    positions: np.ndarray,
-    layout: np.ndarray,
-) -> int:
+def _decode_strip(work: _Work) -> int:
     """Decode the intervals that hold a region one below the other, as they do not line up in the image."""
-    row0, row1, column0, column1 = region
-    columns, interval, data = header[MCU_COLUMNS], header[RESTART_INTERVAL], header[ENTROPY_AT]
+    header = work.header
+    row0, row1, column0, column1 = work.region
+    columns, interval = header[MCU_COLUMNS], header[RESTART_INTERVAL]
     mcu_width, mcu_height = header[MCU_WIDTH], header[MCU_HEIGHT]
     complete, rest = divmod(columns * header[MCU_ROWS], interval)  # the last interval may be a short one
     longest = MAX_SIDE // mcu_height
-    planes_end = lay_out_planes(header, interval, _strip_rows(header, region), shift, layout)
-    jpeg = scratch[planes_end : planes_end + record.shape[0]]
-    _copy(record, 0, data, jpeg, 0)
-    end = data
+    data = end = header[ENTROPY_AT]
+    jpeg = _begin_jpeg(work, interval, _strip_rows(header, work.region), data)
     decoded = waiting = 0  # rows of the strip: in the planes, and in the small JPEG
     stop = 0  # interval behind the last in the strip
     width = interval
@@ -323,14 +301,12 @@ def _decode_strip(
         mcu = row * columns + column0
         first = mcu // interval
         begin = max(first, stop)  # the row above may have brought the first one
-        positions[row - row0] = (decoded + waiting - begin + first) * interval + mcu - first * interval
+        work.positions[row - row0] = (decoded + waiting - begin + first) * interval + mcu - first * interval
         stop = (row * columns + column1 - 1) // interval + 1
         while begin < stop:
             if waiting == longest or (begin == complete and waiting > 0):
                 jpeg[end - 1] = EOI
-                status = _decode_as(
-                    handle, jpeg[:end], header, width * mcu_width, waiting * mcu_height, shift, scratch, layout, decoded
-                )
+                status = _decode_as(work, jpeg[:end], width * mcu_width, waiting * mcu_height, decoded)
                 if status != OK:
                     return status
                 end, decoded, waiting = data, decoded + waiting, 0
@@ -338,25 +314,31 @@ def _decode_strip(
                 width, upto = rest, stop
             else:
                 upto = min(stop, complete, begin + longest - waiting)
-            end = _append(record, starts, begin, upto, waiting, data, jpeg, end)
+            end = _append(work, begin, upto, waiting, jpeg, end)
             if end < 0:
                 return BAD
             waiting += upto - begin
             begin = upto
     jpeg[end - 1] = EOI
-    return _decode_as(
-        handle, jpeg[:end], header, width * mcu_width, waiting * mcu_height, shift, scratch, layout, decoded
-    )
+    return _decode_as(work, jpeg[:end], width * mcu_width, waiting * mcu_height, decoded)
 
 
 @njit(cache=True, nogil=True)
-def _append(
-    record: np.ndarray, starts: np.ndarray, begin: int, stop: int, number: int, data: int, jpeg: np.ndarray, end: int
-) -> int:
+def _begin_jpeg(work: _Work, columns: int, rows: int, size: int) -> np.ndarray:
+    """Lay out planes of so many MCUs; return the room behind them, which begins with ``size`` bytes of the record."""
+    planes_end = lay_out_planes(work.header, columns, rows, work.shift, work.layout)
+    jpeg = work.scratch[planes_end : planes_end + work.record.shape[0]]
+    _copy(work.record, 0, size, jpeg, 0)
+    return jpeg
+
+
+@njit(cache=True, nogil=True)
+def _append(work: _Work, begin: int, stop: int, number: int, jpeg: np.ndarray, end: int) -> int:
     """Append intervals with their markers, numbered from ``number``; return the new end, -1 where the index lies."""
+    record, starts = work.record, work.starts
     source = int(np.int64(starts[begin]))
     size = int(np.int64(starts[stop])) - source
-    if source < data or size < 0 or source + size > record.shape[0] or end + size > jpeg.shape[0]:
+    if source < work.header[ENTROPY_AT] or size < 0 or source + size > record.shape[0] or end + size > jpeg.shape[0]:
         return -1
     _copy(record, source, source + size, jpeg, end)
     marker = end
@@ -372,25 +354,16 @@ def _append(
 
 
 @njit(cache=True, nogil=True)
-def _decode_as(
-    handle: int,
-    jpeg: np.ndarray,
-    header: np.ndarray,
-    width: int,
-    height: int,
-    shift: int,
-    scratch: np.ndarray,
-    layout: np.ndarray,
-    row: int,
-) -> int:
+def _decode_as(work: _Work, jpeg: np.ndarray, width: int, height: int, row: int) -> int:
     """Write a size, rounded up to whole MCUs, into the frame header and decode to an MCU row of the planes and on."""
+    header = work.header
     width, height = min(width, MAX_SIDE), min(height, MAX_SIDE)  # as many MCUs
     at = header[FRAME_SIZE_AT]
     jpeg[at] = height >> 8
     jpeg[at + 1] = height & 0xFF
     jpeg[at + 2] = width >> 8
     jpeg[at + 3] = width & 0xFF
-    return decode_planes(handle, jpeg, header, width, height, shift, scratch, layout, row)
+    return decode_planes(work.handle, jpeg, header, width, height, work.shift, work.scratch, work.layout, row)
 
 
 @njit(cache=True, nogil=True)

@@ -75,6 +75,11 @@ class Loader(ABC):
     def close(self) -> None:
         """Release everything. May be called twice."""
 
+    def use_workers(self, num_workers: int) -> None:
+        """Work with so many workers from the next ``run`` on; ends the epoch under way, which can be gone on with."""
+        self.close()
+        self.num_workers = num_workers
+
     def describe(self) -> str:
         """Return one line on what does the decoding, for logs."""
         return self.name

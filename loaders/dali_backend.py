@@ -84,13 +84,16 @@ class DaliLoader(Loader):
         self._version = import_dali().__version__
         self.device = device
         self.prefetch = prefetch
-        self._num_threads = max(1, min(num_workers, len(os.sched_getaffinity(0))))
         self._maker = JobMaker(self.datasets, self._num_threads, bad_samples)
         transposes = any((dataset.orientations >= FIRST_TRANSPOSED).any() for dataset in self.datasets)
         self._source = _Source(input_names(device, transposes))
         self._pipeline: Pipeline | None = None
         self._max_batch_size = 0
         self._runs = 0
+
+    @property
+    def _num_threads(self) -> int:
+        return max(1, min(self.num_workers, len(os.sched_getaffinity(0))))
 
     def describe(self) -> str:
         place = f"on {self.device}, " if self.device.type == "cuda" else ""

@@ -72,12 +72,15 @@ class FfcvLoader(Loader):
         self.storage = storage
         self._cache = cache_dir() if cache is None else Path(cache).expanduser().absolute()
         self._show_progress = show_progress
-        self._num_threads = _threads(num_workers)
         self._buffers = BufferPool(pinned=device.type == "cuda", keep=prefetch + 3)
         self._known_bad = [dict(bad_samples.known(dataset)) for dataset in self.datasets]
         self._opened: dict[int, tuple[Beton, LibraryLoader]] = {}
         self._stop_epoch: weakref.finalize[[], FfcvLoader] | None = None
         self._runs = 0
+
+    @property
+    def _num_threads(self) -> int:
+        return _threads(self.num_workers)
 
     def describe(self) -> str:
         return f"ffcv: FFCV {version('ffcv')} on {self.storage.name} files, {self._num_threads} threads"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,6 +25,7 @@ def create_loader(
     device: torch.device | str = "cpu",
     prefetch: int = 2,
     cache: Path | None = None,
+    resample_on: Literal["cpu", "device"] = "cpu",
 ) -> Loader:
     """Create a loader.
 
@@ -32,9 +34,10 @@ def create_loader(
         datasets: the data sets that its plans will refer to.
         num_workers: worker processes (``torch``) or threads (the others).
         bad_samples: the policy for files that cannot be decoded.
-        device: where the batches are needed; ``dali`` decodes there.
+        device: where the batches are needed; ``dali`` decodes there, and ``roi`` resamples there if asked to.
         prefetch: batches in flight, for each worker (``torch``) or in all (the others).
         cache: where ``ffcv`` keeps the files that it writes; None for ``cache_dir()``.
+        resample_on: ``device`` has ``roi`` resample on ``device`` and deliver batches there; others take no notice.
 
     Raises:
         ValueError: the name is unknown.
@@ -60,7 +63,7 @@ def create_loader(
     if name == "roi":
         from loaders.roi_backend import RoiLoader
 
-        return RoiLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch)
+        return RoiLoader(datasets, num_workers, bad_samples, torch.device(device), prefetch, resample_on)
     if name == "synthetic":
         from loaders.synthetic_backend import SyntheticLoader
 

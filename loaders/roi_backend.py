@@ -2,15 +2,18 @@
 
 It reads packed sets (loaders.pack), whose records can be entered at any restart marker, and plain files, of which it
 leaves out the rows below the crop and decodes to planes at the scale that is needed. What the compiled code does not
-read (PNG, CMYK and the like) takes the way over Pillow, in the same threads.
+read (PNG, CMYK and the like) takes the way over Pillow, in the same threads. Planes are resampled there as well, or
+uploaded to be resampled on the device.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -20,8 +23,13 @@ from loaders.buffers import BufferPool
 from loaders.contract import Batch, Loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.plan import EpochPlan
+from loaders.plan import BatchPlan, EpochPlan
+from loaders.roi_device import DeviceResampler
 from loaders.roi_jobs import Job, Worker
+
+logger = logging.getLogger("headrace")
+
+ResampleOn = Literal["cpu", "device"]
 
 _HELD = 3  # batches that a caller may hold, one fetched ahead included, while another is begun
 EPOCH_ENDED = "this epoch has ended: the loader was closed or another epoch was started"
@@ -83,6 +91,38 @@ class _Crew:
             return None
 
 
+class _Route(Protocol):
+    """What begins batches, and makes images of those that the threads have finished."""
+
+    def begin(self, dataset: ImageDataset, plan: BatchPlan, known_bad: dict[int, str], replace: bool) -> Any: ...
+
+    def send(self, job: Any) -> None: ...
+
+    def receive(self, job: Any) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
+
+
+class _HostRoute:
+    """Batches that the threads resample: what they finish are the images."""
+
+    def __init__(self, pinned: bool, keep: int) -> None:
+        self._pool = BufferPool(pinned, keep)
+
+    def begin(self, dataset: ImageDataset, plan: BatchPlan, known_bad: dict[int, str], replace: bool) -> Job:
+        pixels = self._pool.take((len(plan), 3, plan.resolution, plan.resolution))
+        return Job(dataset, plan, pixels, known_bad, replace)
+
+    def send(self, job: Job) -> None:
+        pass
+
+    def receive(self, job: Job) -> torch.Tensor:
+        return torch.from_numpy(job.pixels if job.kept.all() else job.pixels[job.kept])
+
+    def close(self) -> None:
+        pass
+
+
 class RoiLoader(Loader):
     """Decodes regions of JPEGs on the CPU, in threads without the GIL.
 
@@ -90,8 +130,10 @@ class RoiLoader(Loader):
         datasets: what plans may refer to, packed or not.
         num_workers: threads; at least 1 and at most the cores at hand are used.
         bad_samples: the policy for samples that cannot be decoded.
-        device: where the batches go next; for CUDA they are delivered in page-locked memory.
+        device: where the batches go next.
         prefetch: batches in flight.
+        resample_on: ``cpu``: the threads resample, and batches are delivered on the CPU, for CUDA in page-locked
+            memory; ``device``: the threads decode only, and batches are resampled and delivered on ``device``.
 
     Raises:
         JpegLibraryError: libjpeg-turbo is not installed (an ImportError).
@@ -107,26 +149,38 @@ class RoiLoader(Loader):
         bad_samples: BadSamples,
         device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
         prefetch: int = 2,
+        resample_on: ResampleOn = "cpu",
     ) -> None:
         super().__init__(datasets, num_workers, bad_samples)
         self._library = load_library()
-        self.device = torch.device("cpu")
         self.prefetch = prefetch
-        self._num_threads = max(1, min(num_workers, int(usable_cores())))
-        self._buffers = BufferPool(pinned=device.type == "cuda", keep=prefetch + _HELD)
+        self._route: _Route
+        if resample_on == "device":
+            self.device = _with_index(device)
+            self._route = DeviceResampler(self.device, keep=prefetch + _HELD)
+        else:
+            self.device = torch.device("cpu")
+            self._route = _HostRoute(pinned=device.type == "cuda", keep=prefetch + _HELD)
+        self._resample_on = resample_on
+        self._reported: set[tuple[str, int, int]] = set()  # damaged renditions: data set, index and number
         self._known_bad = [dict(bad_samples.known(dataset)) for dataset in self.datasets]
         self._crew: _Crew | None = None
         self._runs = 0
 
+    @property
+    def _num_threads(self) -> int:
+        return max(1, min(self.num_workers, int(usable_cores())))
+
     def describe(self) -> str:
-        return f"roi: {self._library} in {self._num_threads} threads"
+        place = f", resampled on {self.device}" if self._resample_on == "device" else ""
+        return f"roi: {self._library} in {self._num_threads} threads{place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
         number = self.datasets.index(plan.dataset)
         self._runs += 1
         if self._crew is None:
             self._crew = _Crew(self._num_threads)
-            self._finalizer = weakref.finalize(self, self._crew.end)
+            self._finalizer = weakref.finalize(self, _end, self._crew, self._route)
         self._crew.cancel()
         jobs = deque(self._give(number, plan, step) for step in self._steps(plan, 0, self.prefetch))
         return self._deliver(number, plan, jobs, self._runs)
@@ -143,8 +197,7 @@ class RoiLoader(Loader):
         if crew is None:  # closed by another thread just now
             raise RuntimeError(EPOCH_ENDED)
         batch = plan.batch(step)
-        pixels = self._buffers.take((len(batch), 3, batch.resolution, batch.resolution))
-        job = Job(plan.dataset, batch, pixels, self._known_bad[number], self.bad_samples.policy == "skip")
+        job: Job = self._route.begin(plan.dataset, batch, self._known_bad[number], self.bad_samples.policy == "skip")
         crew.give(job)
         return job
 
@@ -161,7 +214,23 @@ class RoiLoader(Loader):
                 raise job.error
             if bad := job.bad:
                 self.bad_samples.record(plan.dataset, bad)
-            yield _batch_of(job)
+            self._report_renditions(job)
+            images = self._route.receive(job)
+            if jobs and jobs[0].finished.is_set() and jobs[0].error is None:
+                self._route.send(jobs[0])
+            yield _batch_of(job, images)
+
+    def _report_renditions(self, job: Job) -> None:
+        """Warn of smaller versions that are damaged, once of each; the samples are as good as ever."""
+        for index, (rendition, problem) in sorted(job.damaged_renditions.items()):
+            key = job.dataset.name, index, rendition
+            if key not in self._reported:
+                self._reported.add(key)
+                logger.warning(
+                    "%s (sample %d of %s): %s. The image itself takes its place, which is slower; pack the data again "
+                    "(%d of its smaller versions found damaged so far)",
+                    job.dataset.paths[index], index, job.dataset.name, problem, len(self._reported),
+                )  # fmt: skip
 
     def close(self) -> None:
         self._runs += 1
@@ -170,12 +239,22 @@ class RoiLoader(Loader):
             self._crew = None
 
 
-def _batch_of(job: Job) -> Batch:
-    pixels, indices, keys = job.pixels, job.indices, job.plan.keys
-    if not job.kept.all():
-        pixels, indices, keys = pixels[job.kept], indices[job.kept], keys[job.kept]
+def _end(crew: _Crew, route: _Route) -> None:
+    crew.end()
+    route.close()
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Return a device as tensors on it name it."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _batch_of(job: Job, images: torch.Tensor) -> Batch:
+    indices, keys = job.indices[job.kept], job.plan.keys[job.kept]
     return Batch(
-        torch.from_numpy(pixels),
+        images,
         torch.from_numpy(job.dataset.labels[indices]),
         torch.from_numpy(indices),
         keys,

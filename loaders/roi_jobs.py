@@ -6,11 +6,11 @@ import threading
 
 import numpy as np
 
-from kernels.regions import FACTS, Status, load_samples, mark_done
+from kernels.regions import FACTS, Sources, Status, load_samples, mark_done
 from loaders.bad_samples import BadSample
 from loaders.contract import LoaderError
 from loaders.dataset import ImageDataset
-from loaders.packed import PackedDataset, Records
+from loaders.packed import PackedDataset, Records, verify_record
 from loaders.pixels import PixelError, load_bytes_into, load_into
 from loaders.plan import BatchPlan, substitute
 
@@ -48,6 +48,8 @@ class Job:
     Attributes:
         indices: int64 (n,), the samples delivered.
         kept: bool (n,), False for what is left out.
+        damaged_renditions: where a smaller version was damaged and the image took its place: which one, and what is
+            wrong with it, by the index of the sample.
         finished: set when nothing more is going to happen to the batch.
         error: what ended it early.
     """
@@ -59,6 +61,7 @@ class Job:
         self.indices = plan.indices.copy()
         self.kept = np.ones(len(plan), np.bool_)
         self._bad: list[tuple[int, BadSample]] = []  # by position in the batch
+        self.damaged_renditions: dict[int, tuple[int, str]] = {}
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self._known_bad, self._replace = known_bad, replace
@@ -67,7 +70,7 @@ class Job:
         for position, index in enumerate(plan.indices.tolist() if known_bad else ()):
             if index in known_bad:
                 self._statuses[position] = Status.KNOWN_BAD
-        self._sources = _sources(dataset, plan)
+        self._sources, self._versions = _sources(dataset, plan)
         if not len(plan):
             self.finished.set()
 
@@ -97,14 +100,11 @@ class Job:
     def _work(self, worker: Worker) -> None:
         again = -1
         while True:
-            position = load_samples(  # type: ignore[call-arg]  # the unpacked columns are not counted
-                self._counters, again, self._statuses, self.pixels, *self._sources,
-                self.plan.windows, self.plan.flips, worker.facts, worker.scratch,
-            )  # fmt: skip
+            position = self._load_samples(again, worker)
             again = -1
             if position < 0:
                 break
-            if self._statuses[position] == Status.SCRATCH_TOO_SMALL and worker.grow():
+            if self._make_room(position, worker):
                 self._statuses[position] = Status.OK
                 again = position
             else:
@@ -113,6 +113,17 @@ class Job:
         if self._counters[1] == len(self.plan):
             self.finished.set()
 
+    def _load_samples(self, again: int, worker: Worker) -> int:
+        """Have compiled code load samples; return one to look at, below 0 when none is left to begin."""
+        return load_samples(
+            self._counters, again, self._statuses, self.pixels, *self._sources,
+            self.plan.windows, self.plan.flips, worker.facts, worker.scratch,
+        )  # fmt: skip
+
+    def _make_room(self, position: int, worker: Worker) -> bool:
+        """Provide the memory that a sample lacked; return False if that is not what kept it, or too much."""
+        return bool(self._statuses[position] == Status.SCRATCH_TOO_SMALL) and worker.grow()
+
     def _finish_in_python(self, position: int) -> None:
         """Give Pillow what compiled code does not read, and find a replacement for what Pillow refuses as well."""
         index = int(self.plan.indices[position])
@@ -120,6 +131,8 @@ class Job:
         status = self._statuses[position]
         reason = self._known_bad.get(index) if status == Status.KNOWN_BAD else self._load(self.plan, position, out)
         if reason is None:
+            if status == Status.CHANGED:
+                self._note_rendition(position, index)
             return
         self._note(position, index, reason)
         if self.plan.view.is_evaluation or not self._replace:
@@ -159,24 +172,35 @@ class Job:
         self._known_bad[index] = reason
         self._bad.append((position, BadSample(self.dataset.name, index, self.dataset.paths[index], reason)))
 
+    def _note_rendition(self, position: int, index: int) -> None:
+        rendition = int(self._versions[position])
+        if rendition >= 0 and isinstance(self.dataset, PackedDataset):
+            problem = verify_record(self.dataset, index, rendition)
+            if problem is not None:
+                self.damaged_renditions[index] = rendition, problem
 
-def _sources(dataset: ImageDataset, plan: BatchPlan) -> tuple[np.ndarray, ...]:
-    """Return where compiled code finds the samples, as `kernels.regions.load_samples` takes it."""
+
+def _sources(dataset: ImageDataset, plan: BatchPlan) -> tuple[Sources, np.ndarray]:
+    """Return where compiled code finds the samples, and which rendition that is, int64 (n,): -1 for the image."""
     indices = plan.indices
     zeros = np.zeros(len(plan), np.int64)
+    versions = np.full(len(plan), -1, np.int64)
     orientations = dataset.orientations[indices]
     if not isinstance(dataset, PackedDataset):
         starts = dataset.paths.offsets[indices]
         lengths = dataset.paths.offsets[indices + 1] - starts
         none = np.zeros(len(plan), np.uint64)
-        return dataset.paths.buffer, starts, lengths, zeros, zeros, none, zeros, zeros, none, orientations
+        places = dataset.paths.buffer, starts, lengths, zeros, zeros, none, zeros, zeros, none, orientations
+        return Sources(*places), versions
     columns = _record_columns(dataset.records, indices)
-    for rendition in dataset.renditions:  # from the largest to the smallest: the last that serves is taken
+    # From the largest rendition to the smallest: the last that serves is taken.
+    for number, rendition in enumerate(dataset.renditions):
         sides = plan.windows[:, 2:] * np.stack([rendition.widths[indices], rendition.heights[indices]], axis=1)
         serves = sides.min(axis=1) >= plan.resolution
         smaller = _record_columns(rendition, indices)
         columns = [np.where(serves, *pair) for pair in zip(smaller, columns, strict=True)]
-    return dataset.paths.buffer, zeros, zeros, *columns, orientations
+        versions[serves] = number
+    return Sources._make((dataset.paths.buffer, zeros, zeros, *columns, orientations)), versions
 
 
 def _record_columns(records: Records, indices: np.ndarray) -> list[np.ndarray]:

@@ -126,9 +126,8 @@ class _HostRoute:
     def step_issued(self) -> None:
         pass
 
-    def take_wait_seconds(self) -> float:
-        waited, self._waited = self._waited, 0.0
-        return waited
+    def wait_seconds(self) -> float:
+        return self._waited
 
 
 class _CudaRoute:
@@ -181,10 +180,9 @@ class _CudaRoute:
         """Mark the end of what the compute stream has to do so far."""
         self._step_end = self._record(torch.cuda.current_stream(self._device))
 
-    def take_wait_seconds(self) -> float:
+    def wait_seconds(self) -> float:
         self._collect()
-        waited, self._waited = self._waited, 0.0
-        return waited
+        return self._waited
 
     @staticmethod
     def _record(stream: torch.cuda.Stream) -> torch.cuda.Event:
@@ -223,6 +221,7 @@ class Transfer:
         self.mean, self.std, self.dtype = mean, std, dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._resolution = 0  # of the last batch
+        self._taken = 0.0  # seconds of waiting
         self._memory = BufferPool(pinned=False, keep=_HELD)
         self._route = _CudaRoute(self.device) if self.device.type == "cuda" else _HostRoute(self.device)
 
@@ -248,14 +247,19 @@ class Transfer:
             if isinstance(batches, Generator):
                 batches.close()
 
-    def take_wait_seconds(self) -> float:
-        """Return how long the step waited for data since the last call, in seconds.
+    def wait_seconds(self) -> float:
+        """Return how long steps have waited for data so far, in seconds.
 
         On CUDA it is the time that the current stream had nothing to do between the end of a step and the arrival of
         the next batch, as far as the device has come; reading it does not wait for the device. Elsewhere it is the
         time that the main thread waited for the loader.
         """
-        return self._route.take_wait_seconds()
+        return self._route.wait_seconds()
+
+    def take_wait_seconds(self) -> float:
+        """Return what `wait_seconds` has grown by since the last call."""
+        before, self._taken = self._taken, self.wait_seconds()
+        return self._taken - before
 
     def _sent(self, batches: Iterable[Batch]) -> Iterator[_Sent]:
         """Send batches on their way, as many ahead of the one yielded as the route wants."""

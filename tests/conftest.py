@@ -1,4 +1,4 @@
-"""Shared by all tests: a cache folder of their own, few threads, and reasons for skipping."""
+"""Shared by all tests: a cache folder of their own, sets that are made once, and reasons for skipping."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ def photos() -> Path:
     if not root or not (Path(root) / "imagenet_sample").is_dir():
         pytest.skip("set HEADRACE_DATA to a folder that holds imagenet_sample/<class>/*.JPEG")
     return Path(root) / "imagenet_sample"
+
+
+@pytest.fixture(scope="session")
+def packed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed set of photos that nobody changes."""
+    from tests.packed_photos import pack_photos  # the loaders take seconds to import, and few tests need this
+
+    return pack_photos(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of all kinds that nobody changes."""
+    from tests.packing import kinds_of_files
+
+    return kinds_of_files(tmp_path_factory.mktemp("source") / "kinds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

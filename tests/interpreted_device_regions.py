@@ -19,7 +19,7 @@ from tests.test_device_regions import LAYOUTS, Batch, batches
 
 
 # The interpreter takes its time for every tap: few of them here, which are many to the other tests.
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(batch=batches(longest=40, lowest_resolution=13), memory_format=st.sampled_from(LAYOUTS))
 def test_the_kernel_gives_what_its_twin_gives(batch: Batch, memory_format: torch.memory_format) -> None:
     result = resample_by_triton(batch.regions, batch.resolution, memory_format)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench import memory, throughput, training_loop, variants
+from bench.bytes_read import bytes_per_image
+from bench.measure import Cell, Measurement, Round
 from bench.options import listed, positive
 from bench.peers import MEAN, PEERS, STD, Output, Work, is_installed
 from bench.variants import OWN_LOADERS, prepare, split_name, why_missing
+from loaders.cores import usable_cores
 from loaders.opening import open_data
 from loaders.packed import PackedDataset, open_packed
 from tests.folders import image_folder
@@ -111,6 +116,31 @@ def test_variants_are_packed_as_they_say(tmp_path: Path) -> None:
     assert prepare("roi:plain", open_data(str(folder), show_progress=False), files) is None
 
 
+def test_bytes_read_are_those_of_the_form_and_of_the_crops(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, train=3, val=3, side=510)
+    files, packed = open_data(str(folder), show_progress=False).train, packed_by("roi:renditions", folder)
+    (rendition,), large = packed.renditions, packed.records
+    smaller, larger = ((r.lengths + 4 * r.index_counts).mean() for r in (rendition, large))
+    assert (
+        bytes_per_image("roi:renditions", files, packed.shards.folder, 8) == smaller
+    )  # of which every crop has enough
+    assert bytes_per_image("roi:renditions", files, packed.shards.folder, 2000) == larger > smaller
+    for name in ("torch", "dali", "roi:plain", "peer:torchvision"):
+        assert bytes_per_image(name, files, None, 8) == np.mean([Path(path).stat().st_size for path in files.paths])
+    assert bytes_per_image("synthetic", files, None, 8) == 0
+
+
+def test_bytes_read_of_ffcv_files(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require("ffcv")
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    files = open_data(str(folder), show_progress=False).train
+    raw = 3 * np.mean(files.widths.astype(float) * files.heights)
+    assert (
+        bytes_per_image("ffcv:raw256", files, None, 32) == bytes_per_image("peer:ffcv-raw256", files, None, 32) == raw
+    )
+    assert 0 < bytes_per_image("ffcv", files, None, 32) < raw
+
+
 def test_ffcv_variants_are_written_beforehand(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     require("ffcv")
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
@@ -177,6 +207,41 @@ def test_throughput_of_a_variant(folder: Path, tmp_path: Path) -> None:
     (record,) = json.loads(target.read_text())
     assert (record["loader"], record["variant"]) == ("roi", "256")
     assert record["images_per_second"]["median"] > 0
+    assert record["bytes_per_image"] > 100
+    assert record["roofline_fraction"] > 0
+
+
+def pretend(cells: Sequence[Cell], *, rounds: int, **_: object) -> list[Measurement]:
+    """Stand in for a measurement: nothing is opened, and each cell is faster than the one before it."""
+    half = usable_cores() / 2
+    return [Measurement(0.1, (Round(100 * n, 1.0, half, 0.0, 50.0),) * rounds) for n, _ in enumerate(cells, start=1)]
+
+
+def test_batch_sizes_have_tables_and_charts_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "measure", pretend)
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
+    options = ["--data", str(folder), "--loaders", "torch,peer:torchvision", "--num-workers", "0,1", "--device", "cpu"]
+    options += ["--resolutions", "32", "--batch-size", "4,8", "--output", "uint8", "--rounds", "2"]
+    for kind, path in files.items():
+        options += [f"--{kind}", str(path)]
+    assert throughput.main(options) == 0
+    assert "uint8, 32 px, batches of 4" in capsys.readouterr().out
+
+    records = json.loads(files["json"].read_text())
+    assert [record["batch_size"] for record in records] == [4] * 4 + [8] * 4
+    sizes = open_data(str(folder), show_progress=False).train.sizes
+    assert [record["bytes_per_image"] for record in records] == pytest.approx([sizes.mean()] * 8, rel=0.1)
+    assert [record["roofline_fraction"] for record in records] == pytest.approx([0.5] * 8)
+    assert {"peer:torchvision"} == {peer for record in records for peer in record["ratios"]}
+    with files["csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["images_per_second.max"]) for row in rows] == [100, 200, 300, 400] * 2
+    page = files["html"].read_text()
+    assert page.count("<svg") == page.count("<table>") == 2
+    assert "uint8, 32 px, batches of 8" in page
+    assert "--batch-size 4,8" in page
 
 
 def test_throughput_of_a_packed_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

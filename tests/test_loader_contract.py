@@ -60,8 +60,20 @@ def _roi(datasets: list[ImageDataset], num_workers: int = 1, bad_samples: BadSam
         pytest.skip(str(error))
 
 
+def _roi_device(datasets: list[ImageDataset], num_workers: int = 1, bad_samples: BadSamples | None = None) -> Loader:
+    from loaders.roi_backend import RoiLoader
+
+    try:
+        return RoiLoader(
+            datasets, num_workers, BadSamples() if bad_samples is None else bad_samples, resample_on="device"
+        )
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
 BACKENDS: dict[str, tuple[str, Factory]] = {
     "roi": ("torch", _roi),
+    "roi, resampled on the device": ("torch", _roi_device),
     "torch": ("torch", _torch),
     "dali": ("nvidia.dali", _dali),
     "ffcv": ("ffcv", _ffcv),
@@ -98,7 +110,7 @@ def create(request: pytest.FixtureRequest) -> Factory:
         pytest.skip(f"{module} is not installed")
     global _oracle, _tolerance
     _oracle = _window_of_beton if request.param == "ffcv" else _window_of_file
-    _tolerance = PLANES_TOLERANCE if request.param in ("ffcv", "roi") else TOLERANCE
+    _tolerance = PLANES_TOLERANCE if request.param.startswith(("ffcv", "roi")) else TOLERANCE
     return factory
 
 

@@ -104,6 +104,8 @@ class Shell:
             if arguments and arguments[0] in KNOWN_SETS:
                 return
             arguments = shortened(arguments)
+        if module == "engine.doctor":
+            arguments = [*arguments, "--seconds", "2", "--resolutions", SIZES[0], "--model", "off"]
         self.monkeypatch.setattr(sys, "argv", [module, *arguments])
         try:
             code = importlib.import_module(module).main() or 0
@@ -167,7 +169,14 @@ def test_commands_and_snippets_run(
 def test_every_option_named_exists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     known = {"--nproc-per-node", "--shm-size", "--ipc"}  # of torchrun and docker
-    for module in ("engine.train", "engine.evaluate", "engine.predict", "engine.export", "loaders.pack"):
+    for module in (
+        "engine.train",
+        "engine.doctor",
+        "engine.evaluate",
+        "engine.predict",
+        "engine.export",
+        "loaders.pack",
+    ):
         monkeypatch.setattr(sys, "argv", [module, "--help"])
         with pytest.raises(SystemExit):
             importlib.import_module(module).main()

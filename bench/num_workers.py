@@ -1,0 +1,149 @@
+"""How many workers are enough: rate, memory and CPU time against workers and prefetch, alone and beside training.
+
+    python bench/num_workers.py --data DIR --loaders torch,dali,roi --num-workers 0,1,2,3 --train resnet10t
+    python bench/num_workers.py --data DIR --loaders torch --prefetch 1,2,4 --train off --html workers.html
+
+Each loader delivers normalized batches to the device, alone and, with ``--train``, to a model that trains on them in
+the same process, as the engine's loop does. The knee is the smallest number of workers whose median rate is within 5 %
+of the best, or within the best one's spread over the rounds; what it costs to have fewer or more stands in a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/num_workers.py`
+
+from bench.measure import CellError, measure, progress_bar, turns, write_records
+from bench.options import (
+    add_measuring,
+    add_reports,
+    command_line,
+    listed,
+    not_negative,
+    positive,
+    shown_command,
+)
+from bench.page import write_page
+from bench.resources import describe_machine
+from bench.tables import console, write_csv
+from bench.throughput import long_epoch
+from bench.variants import OWN_LOADERS, PREPARATION_ERRORS, USUAL_LOADERS, prepare, why_missing, without_records
+from bench.worker_cells import Setting, cell
+from bench.worker_results import Result, disturbance, explanations, knees, legend, sections, sheets
+from engine.model import create_model
+from engine.weights import ModelError
+from loaders.cores import usable_cores
+from loaders.opening import open_data
+from loaders.packed_manifest import is_packed
+
+LOADERS = tuple(name for name in OWN_LOADERS if name != "ffcv:raw256")  # whose prefetch depth can be chosen
+ALONE = "off"
+_INSTALLED = "installed"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line("num_workers", __doc__)
+    add = parser.add_argument
+    add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
+    add(
+        "--loaders",
+        type=listed(str, [*LOADERS, _INSTALLED]),
+        default=_INSTALLED,
+        help=f"of {', '.join(LOADERS)}; {_INSTALLED}: {', '.join(USUAL_LOADERS)} where they are, roi for a packed set",
+    )
+    counts = ",".join(map(str, range(int(usable_cores()) + 2)))
+    add("--num-workers", type=listed(not_negative), default=counts, help="numbers of processes or threads")
+    add("--prefetch", type=listed(positive), default="2", help="batches in flight, for each worker (torch) or in all")
+    add("--resolutions", type=listed(positive), default="96", help="sides of the images, pixels")
+    add("--batch-size", type=positive, default=64, help="images of a batch")
+    add("--train", default="resnet10t", metavar="MODEL", help=f"a model that trains; {ALONE}: measure loaders alone")
+    add_measuring(parser)
+    add_reports(parser)
+    options = parser.parse_args(argv)
+    options.command = shown_command("num_workers", argv)
+    usual = ["roi"] if is_packed(Path(options.data).expanduser()) else [n for n in USUAL_LOADERS if not why_missing(n)]
+    named = [usual if name == _INSTALLED else [name] for name in options.loaders]
+    options.loaders = list(dict.fromkeys(itertools.chain(*named)))
+    return options
+
+
+def settings(options: argparse.Namespace) -> list[list[Setting]]:
+    """Return what is to be measured; what belongs to one loader at one resolution is measured in turns."""
+    models = ["", *([options.train] if options.train != ALONE else [])]
+    return [
+        [
+            Setting(loader, num_workers, prefetch, resolution, options.batch_size, model, options.device)
+            for prefetch in sorted(set(options.prefetch))
+            for num_workers in sorted(set(options.num_workers))
+        ]
+        for resolution in options.resolutions
+        for model in models
+        for loader in options.loaders
+    ]
+
+
+def run(options: argparse.Namespace) -> list[Result]:
+    """Measure what the command line asks for, writing the files as results come in.
+
+    Raises:
+        ModelError: there is no such model, or it cannot take images of a resolution.
+        CellError: a loader or a model failed.
+        DataError, PackError, LoaderError, ImportError: there are no data, or they cannot be had in the form that a
+            loader reads.
+    """
+    if options.train != ALONE:
+        for resolution in options.resolutions:  # before anything takes long
+            create_model(options.train, 2, resolution=resolution)
+    data = open_data(options.data)
+    dataset = long_epoch(without_records(data.train))
+    folders = {name: prepare(name, data, dataset) for name in options.loaders}
+    machine = describe_machine()
+    groups = settings(options)
+    results: list[Result] = []
+    with progress_bar(sum(turns(len(group), options.rounds) for group in groups)) as progress:
+        for group in groups:
+            cells = [cell(setting, dataset, folders[setting.loader]) for setting in group]
+            measured = measure(cells, rounds=options.rounds, seconds=options.seconds, progress=progress)
+            results += map(Result, group, measured)
+            write(results, options, machine)
+    return results
+
+
+def write(results: Sequence[Result], options: argparse.Namespace, machine: str) -> None:
+    """Write the files that the command line asks for."""
+    chosen = knees(results)
+    records = [result.record(machine, is_knee=result in chosen) for result in results]
+    if options.json:
+        write_records(options.json, records)
+    if options.csv:
+        write_csv(options.csv, records)
+    if options.html:
+        notes = (legend(), disturbance(results))
+        write_page(options.html, "How many workers are enough", options.command, machine, sections(results), notes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables and what they say, write the files; return the exit code."""
+    options = parse(argv)
+    try:
+        results = run(options)
+    except (*PREPARATION_ERRORS, ModelError, CellError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was finished is in the files that were asked for", file=sys.stderr)
+        return 130
+    said = explanations(results)
+    parts = [part for sheet in sheets(results) for part in (sheet.terminal(), *said[sheet.title])]
+    console().print(*parts, "", legend(), disturbance(results), describe_machine(), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Whole training runs, each in a process of its own. Those that are finished are found again and not repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from bench.measure import FOREIGN_CPU_LIMIT
+from bench.resources import machine_cpu_seconds, tree_cpu_seconds
+from engine.config import Config
+from engine.curves import training_rate
+from engine.rundir import read_records
+from engine.toml import read_toml
+from engine.values import ConfigError
+from engine.verdict import Record
+from loaders.files import atomic_file
+
+MEASURED = "measured.json"  # written last: without it a run is not finished
+LOG = "log.txt"
+_ROOT = Path(__file__).resolve().parents[1]
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 60.0
+_SHOWN_LINES = 15
+
+
+class RunError(RuntimeError):
+    """A training run failed; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run to make.
+
+    Attributes:
+        name: what to call it; part of what tells it from others.
+        options: of ``python -m engine.train``, without ``--output``.
+        epochs: how many it has.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has left.
+
+    Attributes:
+        folder: of the run.
+        config: its options, every ``auto`` as it was resolved.
+        epochs: its records, in order.
+        cpu_seconds: CPU time of its process and all that this one started.
+        foreign_cpu: share of the machine's CPU time that went to other processes, 0 to 1.
+    """
+
+    folder: Path
+    config: Config
+    epochs: tuple[Record, ...]
+    cpu_seconds: float
+    foreign_cpu: float
+
+    @property
+    def seconds(self) -> float:
+        """From the first warm-up to the end of the last epoch, evaluations and checkpoints included."""
+        return float(self.epochs[-1]["time"])
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other processes took more of the machine than FOREIGN_CPU_LIMIT."""
+        return self.foreign_cpu > FOREIGN_CPU_LIMIT
+
+    @property
+    def steady(self) -> tuple[Record, ...]:
+        """The epochs without the first, in which caches and workers warm up, if there are others."""
+        return self.epochs[1:] or self.epochs
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of training, over the time in training steps of the steady epochs."""
+        return training_rate(self.steady) or 0.0
+
+    @property
+    def data_wait_fraction(self) -> float:
+        """Share of that time in which training waited for data, 0 to 1."""
+        waited = sum(float(epoch["data_wait_seconds"]) for epoch in self.steady)
+        return waited / sum(float(epoch["train_seconds"]) for epoch in self.steady)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Makes runs.
+
+    Attributes:
+        root: folder of all runs.
+        machine: what they are measured on; those measured on another one are not taken for finished.
+    """
+
+    root: Path
+    machine: str
+
+    def folder(self, run: Run) -> Path:
+        """Return where a run is kept: its name, and a digest of all that may change its outcome."""
+        text = json.dumps([run.name, run.options, self.machine])
+        name = re.sub(r"\W+", "-", run.name).strip("-")
+        return self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def find(self, run: Run) -> Outcome | None:
+        """Return what a run has left; None if it is not finished."""
+        folder = self.folder(run)
+        try:
+            measured = json.loads((folder / MEASURED).read_text())
+        except FileNotFoundError:
+            return None
+        try:
+            outcome = _read(folder / measured["run"], measured)
+        except ConfigError:  # it is gone, or another version of the engine made it, with other options
+            return None
+        return outcome if outcome.epochs else None
+
+    def make(
+        self, title: str, rounds: Sequence[Sequence[Run]], report: Callable[[dict[Run, Outcome]], None]
+    ) -> dict[Run, Outcome]:
+        """Make runs one after the other, round by round.
+
+        Args:
+            title: before the progress bar.
+            rounds: runs; one that occurs twice is made once.
+            report: called after each round with the outcomes so far.
+
+        Returns:
+            The outcome of each run.
+
+        Raises:
+            RunError: a run failed; those before it are kept.
+        """
+        runs = list(dict.fromkeys(run for turn in rounds for run in turn))
+        missing = [run for run in runs if self.find(run) is None]
+        if len(missing) < len(runs):
+            print(f"{title}: {len(runs) - len(missing)} of {len(runs)} runs are in {self.root}", file=sys.stderr)
+        outcomes: dict[Run, Outcome] = {}
+        with tqdm(
+            desc=title,
+            total=sum(run.epochs for run in missing),
+            unit="epoch",
+            smoothing=0.0,  # epochs come in bursts: the mean rate tells best what is left
+            mininterval=1.0,
+            miniters=0,
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        ) as progress:
+            for turn in rounds:
+                for run in turn:
+                    progress.set_postfix_str(f"{run.name}, run {runs.index(run) + 1}/{len(runs)}")
+                    outcomes[run] = self.find(run) or self._train(run, progress)
+                report(outcomes)
+        return outcomes
+
+    def _train(self, run: Run, progress: tqdm[Any]) -> Outcome:
+        folder = self.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = set(folder.iterdir())  # what is left of attempts that were stopped
+        command = [sys.executable, "-m", "engine.train", *run.options, "--output", str(folder)]
+        modules = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": modules, "TQDM_MININTERVAL": "30"}  # few lines in the log
+
+        def written() -> Path | None:
+            return next((path for path in folder.iterdir() if path.is_dir() and path not in earlier), None)
+
+        cpu, busy, started, done = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic(), 0
+        with (folder / LOG).open("w") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+            try:
+                while process.poll() is None:
+                    _wait(process, _POLL_SECONDS)
+                    before, done = done, len(_epochs(written()))
+                    progress.update(done - before)
+            finally:
+                _stop(process)
+        elapsed = time.monotonic() - started
+        cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
+        path = written()
+        if process.returncode or path is None or not _epochs(path):
+            lines = (folder / LOG).read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+            what = f"ended with code {process.returncode}" if process.returncode else "has trained no epoch"
+            raise RunError("\n".join([f"{run.name} {what}:", *lines, f"all of it is in {folder / LOG}"]))
+        measured = {
+            "name": run.name,
+            "options": run.options,
+            "machine": self.machine,
+            "run": path.name,
+            "cpu_seconds": cpu,
+            "foreign_cpu": max(0.0, busy - cpu) / (elapsed * (psutil.cpu_count() or 1)),
+        }
+        with atomic_file(folder / MEASURED) as temporary:
+            temporary.write_text(json.dumps(measured, indent=2) + "\n")
+        return _read(path, measured)
+
+
+def _epochs(path: Path | None) -> tuple[Record, ...]:
+    """Return the epochs that a run's folder holds so far; none where there is no folder yet."""
+    records = read_records(path / "metrics.jsonl") if path else []
+    return tuple(record for record in records if record["kind"] == "epoch")
+
+
+def _read(path: Path, measured: Mapping[str, Any]) -> Outcome:
+    config = read_toml(path / "config.toml", Config())
+    return Outcome(path, config, _epochs(path), measured["cpu_seconds"], measured["foreign_cpu"])
+
+
+def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Wait for a process to end; return whether it has."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still running, with time to save and to end its workers."""
+    if process.poll() is None:
+        process.terminate()
+        if not _wait(process, _STOP_SECONDS):
+            process.kill()
+            process.wait()

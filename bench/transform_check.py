@@ -1,0 +1,145 @@
+"""The planner against every legal order of random programs: what its choice costs, whether results stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.tables import Sheet
+from bench.transform_measure import Photos, difference, measure_in_turns, planned
+from bench.transform_programs import random_program
+from loaders.transforms.apply import BACKENDS
+from loaders.transforms.cost import Costs
+from loaders.transforms.legality import Swap
+from loaders.transforms.planner import Plan, legal_orders, ordered, plan
+
+MARGIN = 1.1  # of the best measured cost
+AIM = 0.9  # share of the programs that are to be within it
+MOST_OPERATIONS = 5
+MOST_ORDERS = 24
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one program.
+
+    Attributes:
+        chosen: the planner's plan.
+        orders: how many are legal.
+        cost: CPU time per image of the plan, in milliseconds.
+        written, best, worst: those of the order as written, and of the cheapest and dearest of all.
+        difference: from the result as written, at most, in levels; None where the sizes differ.
+    """
+
+    chosen: Plan
+    orders: int
+    cost: float
+    written: float
+    best: float
+    worst: float
+    difference: float | None
+
+    @property
+    def ratio(self) -> float:
+        """The plan's cost over the best."""
+        return self.cost / self.best
+
+    @property
+    def stays_in_class(self) -> bool:
+        return self.difference is not None and self.difference <= self.chosen.tolerance
+
+    def record(self, machine: str) -> dict[str, Any]:
+        """Return the record of the JSON file."""
+        return {
+            "backend": self.chosen.backend,
+            "program": [operation.name for operation in self.chosen.program.operations],
+            "planned": [operation.name for operation in self.chosen.operations],
+            "orders": self.orders,
+            "cpu_ms_per_image": {
+                "planned": self.cost,
+                "written": self.written,
+                "best": self.best,
+                "worst": self.worst,
+            },
+            "ratio_to_best": self.ratio,
+            "difference": self.difference,
+            "tolerance": self.chosen.tolerance,
+            "stays_in_class": self.stays_in_class,
+            "machine": machine,
+        }
+
+
+def check(photos: Photos, costs: Costs, programs: int, rounds: int, seed: int = 0) -> Iterator[Outcome]:
+    """Yield the outcomes of random programs, the backends in turn.
+
+    Args:
+        photos: to measure on.
+        rounds: turns of each order; the least of each order's times counts.
+        seed: of the programs.
+    """
+    size = (
+        round(float(np.mean([one.shape[0] for one in photos]))),
+        round(float(np.mean([one.shape[1] for one in photos]))),
+    )
+    for number in range(programs):
+        backend = BACKENDS[number % len(BACKENDS)]
+        program = random_program(np.random.default_rng((seed, number)), MOST_OPERATIONS, MOST_ORDERS, backend)
+        chosen = plan(program, costs, size, backend)
+        orders = list(legal_orders(program.operations, Swap.EXACT, backend))
+        contenders = [planned(ordered(program, order, costs, size, backend), photos) for order in orders]
+        place, written = orders.index(chosen.numbers), orders.index(tuple(range(len(program))))
+        reference = contenders[written].results()
+        differs = difference(contenders[place].results(), reference)
+        times = [timing.cpu_ms.min for timing in measure_in_turns(contenders, len(photos), rounds)]
+        yield Outcome(chosen, len(orders), times[place], times[written], min(times), max(times), differs and differs[0])
+
+
+def summary(outcomes: Sequence[Outcome]) -> Sheet:
+    """Return a row for each backend and one for all."""
+    groups = {backend: [one for one in outcomes if one.chosen.backend == backend] for backend in BACKENDS}
+    rows = []
+    for name, group in [*groups.items(), ("all", list(outcomes))]:
+        if not group:
+            continue
+        ratios = np.array([one.ratio for one in group])
+        gains = np.array([one.written / one.cost for one in group])
+        used = [one.difference / one.chosen.tolerance for one in group if one.difference is not None]
+        rows.append(
+            [
+                name,
+                str(len(group)),
+                f"{(ratios <= MARGIN).mean():.0%}",
+                f"{np.median(ratios):.3f} ({ratios.max():.2f})",
+                f"{np.median(gains):.2f} ({gains.max():.1f})",
+                f"{np.median([one.worst / one.best for one in group]):.2f}",
+                f"{max(used):.0%}",
+                str(sum(not one.stays_in_class for one in group)),
+            ]
+        )
+    headings = (
+        "backend",
+        "programs",
+        f"within {MARGIN - 1:.0%}",
+        "cost / best (max)",
+        "written / cost (max)",
+        "worst / best",
+        "of tolerance",
+        "outside class",
+    )
+    return Sheet("The planner's order against all legal orders", headings, rows)
+
+
+def run(photos: Photos, costs: Costs, programs: int, rounds: int) -> list[Outcome]:
+    """Check so many programs, with a progress bar."""
+    outcomes: list[Outcome] = []
+    with tqdm(total=programs, unit="program", disable=None, leave=False, dynamic_ncols=True) as progress:
+        for outcome in check(photos, costs, programs, rounds):
+            outcomes.append(outcome)
+            within = np.mean([one.ratio <= MARGIN for one in outcomes])
+            progress.set_postfix_str(f"{within:.0%} within {MARGIN - 1:.0%} of the best")
+            progress.update()
+    return outcomes

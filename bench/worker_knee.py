@@ -1,0 +1,96 @@
+"""How many workers are enough: the knee of a curve of rates, and in a sentence why it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bench.measure import FOREIGN_CPU_LIMIT, Spread
+from bench.tables import plural
+
+TOLERANCE = 0.05  # of the best rate that may be given up for fewer workers
+FULL = 0.9  # from this share of the machine's time on, the cores are what limits
+IDLE_WAIT = 0.05  # up to this share of its time, a model's wait for data is not worth a worker
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured with a number of workers.
+
+    Attributes:
+        rate: images per second.
+        busy: share of the usable cores' time that was used, 0 to 1.
+        others: share of the machine's time that other processes took, 0 to 1.
+        wait: share of the time that training waited for data, 0 to 1; None where nothing was trained.
+        loading: share of the CPU time that was not the training's, 0 to 1; None where nothing was trained.
+    """
+
+    rate: Spread
+    busy: float
+    others: float = 0.0
+    wait: float | None = None
+    loading: float | None = None
+
+
+def knee(curve: Mapping[int, Spread]) -> int:
+    """Return the smallest count whose median is within 5 % of the best, or within the spread of the best.
+
+    Args:
+        curve: rates by count; at least one.
+    """
+    best = max(curve.values(), key=lambda rate: rate.median)
+    enough = min(best.min, (1 - TOLERANCE) * best.median)
+    return min(count for count, rate in curve.items() if rate.median >= enough)
+
+
+def explain(curve: Mapping[int, Point], cores: float) -> str:
+    """Say in one sentence how many workers are enough, what they reach, and what more of them would do.
+
+    Args:
+        curve: what was measured, by number of workers; at least one.
+        cores: that could be used.
+    """
+    chosen = knee({count: point.rate for count, point in curve.items()})
+    point = curve[chosen]
+    reached = f"{plural(chosen, 'worker')}: {point.rate.median:,.0f} images/s"
+    if point.wait is None:
+        reached += f", {_percent(point.busy)} of what {plural(cores, 'core')} can do"
+    else:
+        reached += f", waiting for data {_percent(point.wait)} of the time"
+    if point.loading is not None:
+        reached += f", {_percent(point.loading)} of the CPU time for loading"
+    more = sorted(count for count in curve if count > chosen)
+    limit = _limit(point)
+    if more:
+        other = curve[more[0]].rate.median
+        change = f"with {more[0]} it was {other:,.0f} ({_percent(other / point.rate.median - 1, sign=True)})"
+        return f"{reached}; {change}: {limit or 'cores were left, but more workers did not use them'}."
+    return f"{reached}; no more were measured" + (f": {limit}." if limit else ", and more might help.")
+
+
+def _limit(point: Point) -> str:
+    """Return what the rates say, or why they say little; empty where nothing is known to be the limit."""
+    if point.others > FOREIGN_CPU_LIMIT:  # which makes the rates themselves doubtful
+        return f"other processes took {_percent(point.others)} of the machine"
+    if point.wait is not None and point.wait <= IDLE_WAIT:
+        return "the model is the limit"
+    if point.busy >= FULL:
+        return "all cores are busy"
+    return ""
+
+
+def _percent(share: float, sign: bool = False) -> str:
+    """Write a share in whole percent, without a sign on zero."""
+    whole = round(100 * share)
+    return f"{whole:+d} %" if sign and whole else f"{whole:d} %"
+
+
+def explain_depth(curve: Mapping[int, Spread]) -> str:
+    """Say in half a sentence how many batches ahead are enough.
+
+    Args:
+        curve: rates by prefetch depth; at least one.
+    """
+    chosen = knee(curve)
+    rates = ", ".join(f"{depth}: {rate.median:,.0f}" for depth, rate in sorted(curve.items()))
+    return f"a prefetch depth of {chosen} is enough (images/s by depth: {rates})."

@@ -1,0 +1,145 @@
+"""How fast images can be trained on at best, what sets that limit, and how many workers reach it.
+
+The model is operational analysis: an image spends so many seconds of each resource, and the busiest resource bounds the
+rate of all (P. J. Denning and J. P. Buzen, "The Operational Analysis of Queueing Network Models", ACM Computing Surveys
+10(3), 1978: the asymptotic bounds). Shown as ceilings beside each other it is a roofline (S. Williams, A. Waterman and
+D. Patterson, "Roofline: An Insightful Visual Performance Model for Multicore Architectures", Communications of the ACM
+52(4), 2009). Stages of a loader share the cores, so that only the sum of their processor time matters, not how it is
+spread over them.
+
+Everything here is a pure function of a few measured numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+Resource = Literal["cores", "workers", "disk", "bus", "model"]
+
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one process can use.
+
+    Attributes:
+        cores: processor cores, above 0; parts of a core count (``loaders.cores.usable_cores``).
+        disk: bytes per second read from where the files lie; infinite where they are in memory.
+        bus: bytes per second copied to the device; infinite where nothing is copied.
+    """
+
+    cores: float
+    disk: float = math.inf
+    bus: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not (self.cores > 0 and self.disk > 0 and self.bus > 0):
+            raise ValueError(f"cores, disk and bus must be above 0, got {self}")
+
+    def shared_by(self, ranks: int) -> Machine:
+        """Return the part of each of so many processes of one job: of cores and disk; each device has a bus."""
+        return replace(self, cores=self.cores / ranks, disk=self.disk / ranks)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one image takes.
+
+    Attributes:
+        cpu_seconds: processor time of loading it, by stage.
+        disk_bytes: bytes read.
+        bus_bytes: bytes copied to the device.
+        step_seconds: time of the training step, over its batch size, with all cores or the device to itself.
+        step_cpu_seconds: processor time of the training step, which loading then has to do without; near 0 where a
+            device computes.
+    """
+
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    disk_bytes: float = 0.0
+    bus_bytes: float = 0.0
+    step_seconds: float = 0.0
+    step_cpu_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        others = (self.disk_bytes, self.bus_bytes, self.step_seconds, self.step_cpu_seconds)
+        if not all(0 <= value < math.inf for value in (*self.cpu_seconds.values(), *others)):
+            raise ValueError(f"what an image takes must be finite and not below 0, got {self}")
+
+    @property
+    def loading_cpu_seconds(self) -> float:
+        return math.fsum(self.cpu_seconds.values())
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The ceilings of the rate, in images per second; infinite for what is not needed."""
+
+    ceilings: Mapping[Resource, float]
+
+    @property
+    def bound(self) -> Resource:
+        """The resource with the lowest ceiling; of equals, the first in the order of RESOURCES."""
+        return min(RESOURCES, key=lambda resource: self.ceilings[resource])
+
+    @property
+    def rate(self) -> float:
+        """The highest rate that all resources allow, images per second."""
+        return self.ceilings[self.bound]
+
+    @property
+    def headroom(self) -> dict[Resource, float]:
+        """How many times the rate each resource would allow: 1 for the bound, infinite for what is not needed."""
+        rate = self.rate
+        if math.isinf(rate):
+            return dict.fromkeys(self.ceilings, 1.0)
+        return {resource: ceiling / rate for resource, ceiling in self.ceilings.items()}
+
+    @property
+    def next_bound(self) -> Resource:
+        """The resource that would bound the rate if the present bound were lifted."""
+        return min((r for r in RESOURCES if r != self.bound), key=lambda resource: self.ceilings[resource])
+
+
+def roofline(machine: Machine, demand: Demand, num_workers: int | None = None) -> Roofline:
+    """Return the ceilings of training on images.
+
+    Args:
+        machine: what there is.
+        demand: what an image takes.
+        num_workers: workers of the loader, each of which reads and decodes one image at a time; None for enough.
+    """
+    return Roofline(
+        {
+            "cores": _ratio(machine.cores, demand.loading_cpu_seconds + demand.step_cpu_seconds),
+            "workers": math.inf if num_workers is None else _ratio(num_workers, _seconds_in_worker(machine, demand)),
+            "disk": _ratio(machine.disk, demand.disk_bytes),
+            "bus": _ratio(machine.bus, demand.bus_bytes),
+            "model": _ratio(1.0, demand.step_seconds),
+        }
+    )
+
+
+def workers_needed(machine: Machine, demand: Demand) -> int:
+    """Return the fewest workers that do not hold the rate back, at least 1 and at most the cores.
+
+    By Little's law the images being loaded at a rate are that rate times the seconds that one of them takes. With a
+    slow model these are few, and more workers would only take memory and get in its way.
+    """
+    most = max(1, math.floor(machine.cores))
+    wanted = roofline(machine, demand).rate * _seconds_in_worker(machine, demand)
+    if not wanted < most:  # or not a number: nothing takes any time
+        return most if wanted >= most else 1
+    return max(1, math.ceil(wanted - 1e-9))  # a rounding error is no worker
+
+
+def _seconds_in_worker(machine: Machine, demand: Demand) -> float:
+    """Return how long one image occupies a worker: its processor time and, while nothing else reads, the disk's."""
+    return demand.loading_cpu_seconds + demand.disk_bytes / machine.disk
+
+
+def _ratio(capacity: float, demand: float) -> float:
+    return capacity / demand if demand > 0 else math.inf

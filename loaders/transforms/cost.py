@@ -1,0 +1,185 @@
+"""What a step costs on this machine: measured once for each kind, representation and backend, and kept.
+
+Costs are CPU time of one thread in milliseconds. A step on every pixel is measured at several sizes, between which its
+cost is interpolated; a resize is fitted by what its two passes read and write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from loaders.cache import cache_dir
+from loaders.files import atomic_file
+from loaders.transforms.fusion import Window
+from loaders.transforms.steps import Box, Call, Crop, Erase, Resize, ResizedCrop, Size, Skip, Step
+
+_SIZES: tuple[Size, ...] = ((64, 64), (128, 128), (224, 224), (320, 384), (480, 640))
+_RESIZES: tuple[tuple[Size, Size], ...] = (
+    ((96, 96), (64, 64)),
+    ((96, 96), (224, 224)),
+    ((224, 224), (96, 96)),
+    ((224, 288), (224, 224)),
+    ((375, 500), (96, 96)),
+    ((375, 500), (224, 224)),
+    ((375, 500), (256, 341)),
+    ((600, 800), (224, 224)),
+)
+_MARGIN = 16  # pixels around a box, so that what is cut out is no contiguous memory
+_REPETITIONS = 5
+_SECONDS = 0.01  # of one measurement at least, so that the clock's ticks do not matter
+
+Execute = Callable[[Step, np.ndarray, str, bool], Callable[[], object]]
+"""From a step, uint8 pixels (H, W, 3), backend and representation (float or not) to a call that does it."""
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let torch work in the calling thread alone, as in a loader's worker, so that its CPU time is all there is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def cpu_ms(call: Callable[[], object], repetitions: int = _REPETITIONS) -> float:
+    """Return the least CPU time of a call over some repetitions, in milliseconds."""
+    begin = time.thread_time()
+    call()
+    calls = max(1, round(_SECONDS / repetitions / max(time.thread_time() - begin, 1e-6)))
+    best = float("inf")
+    for _ in range(repetitions):
+        begin = time.thread_time()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.thread_time() - begin) / calls)
+    return 1000 * best
+
+
+def passes(step: Step, size: Size) -> tuple[float, float]:
+    """Return how much the two passes of a resize work on: samples read or written, whichever are more."""
+    assert isinstance(step, Resize | Window)
+    box = step.box if isinstance(step, ResizedCrop | Window) else Box(0, 0, size[1], size[0])
+    height, width = step.size
+    return box.height * max(box.width, width), width * max(box.height, height)
+
+
+@dataclass
+class Costs:
+    """The measured costs, read from a file and added to it when something is asked for that is not in it.
+
+    Attributes:
+        execute: see `Execute`.
+        path: the file; None keeps them in memory alone.
+    """
+
+    execute: Execute
+    path: Path | None = None
+    table: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            try:
+                self.table = json.loads(self.path.read_text())
+            except ValueError:
+                self.table = {}  # damaged: to be measured again
+
+    def of(self, step: Step, size: Size, backend: str, is_float: bool) -> float:
+        """Return the CPU time of a step, in milliseconds; that of a user's function counts as nothing.
+
+        Args:
+            size: of the image that it takes.
+            is_float: the image is in float32, not in bytes.
+        """
+        if isinstance(step, Skip | Call):
+            return 0.0
+        key = f"{backend} {'float32' if is_float else 'uint8'} {step.cost_key()}"
+        if key not in self.table:
+            with single_threaded():
+                measured = self._resize(step, backend, is_float) if isinstance(step, Resize | Window) else None
+                self.table[key] = measured or self._pixels(step, backend, is_float)
+            self._save()
+        known = self.table[key]
+        if isinstance(step, Resize | Window):
+            first, second = passes(step, size)
+            return known[0] + known[1] * first + known[2] * second
+        touched = step.output_size(size) if isinstance(step, Crop) else size
+        return _interpolate(touched[0] * touched[1], known)
+
+    def _pixels(self, step: Step, backend: str, is_float: bool) -> list[float]:
+        times = []
+        for size in _SIZES:
+            sample: Step = step
+            source = size
+            if isinstance(step, Crop):
+                source = (size[0] + 2 * _MARGIN, size[1] + 2 * _MARGIN)
+                sample = Crop(Box(_MARGIN, _MARGIN, size[1], size[0]))
+            elif isinstance(step, Erase):
+                sample = replace(step, box=Box(size[1] // 4, size[0] // 4, size[1] // 3, size[0] // 3))
+            times.append(cpu_ms(self.execute(sample, _noise(source), backend, is_float)))
+        return times
+
+    def _resize(self, step: Resize | Window, backend: str, is_float: bool) -> list[float]:
+        works, times = [], []
+        for source, target in _RESIZES:
+            sample = replace(step, size=target)
+            whole = source
+            if isinstance(sample, ResizedCrop | Window):
+                sample = replace(sample, box=Box(_MARGIN, _MARGIN, source[1], source[0]))
+                whole = (source[0] + 2 * _MARGIN, source[1] + 2 * _MARGIN)
+            works.append((1.0, *passes(sample, source)))
+            times.append(cpu_ms(self.execute(sample, _noise(whole), backend, is_float)))
+        return _fit(np.array(works), np.array(times))
+
+    def _save(self) -> None:
+        if self.path is not None:
+            with atomic_file(self.path) as temporary:
+                temporary.write_text(json.dumps(self.table, indent=1) + "\n")
+
+
+def costs_file() -> Path:
+    """Return where this machine's costs are kept: a file of the cache folder for each processor and set of versions."""
+    versions = [metadata.version(package) for package in ("torch", "torchvision", "pillow")]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    machine = hashlib.sha256("|".join([platform.machine(), processor, *versions]).encode()).hexdigest()[:16]
+    return cache_dir() / f"transform-costs-{machine}.json"
+
+
+def _noise(size: Size) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def _interpolate(pixels: float, times: Sequence[float]) -> float:
+    """Return the time for a number of pixels from those at _SIZES; beyond the largest in proportion."""
+    known = [height * width for height, width in _SIZES]
+    if pixels > known[-1]:
+        return times[-1] * pixels / known[-1]
+    return float(np.interp(pixels, known, times))
+
+
+def _fit(works: np.ndarray, times: np.ndarray) -> list[float]:
+    """Return the non-negative factors of a constant and two kinds of work, by least squares of relative errors."""
+    chosen = [0, 1, 2]
+    while True:
+        solution, *_ = np.linalg.lstsq(works[:, chosen] / times[:, None], np.ones(len(times)), rcond=None)
+        if (solution >= 0).all():
+            factors = np.zeros(3)
+            factors[chosen] = solution
+            return factors.tolist()
+        chosen.pop(int(solution.argmin()))

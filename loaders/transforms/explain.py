@@ -1,0 +1,84 @@
+"""A plan in words: before and after, what was moved, what it saves."""
+
+from __future__ import annotations
+
+from loaders.transforms.cost import Costs
+from loaders.transforms.legality import Swap
+from loaders.transforms.planner import Plan, Pricing
+from loaders.transforms.types import Operation, Point, Spatial
+
+_CLASSES = {
+    Swap.SAME: "the same result to the bit",
+    Swap.EXACT: "the same result but for rounding",
+    Swap.APPROX: "pixels differ at edges or where values clip",
+    Swap.NO: "another program",
+}
+
+
+def explain(plan: Plan, costs: Costs | None = None, measured: tuple[float, float] | None = None) -> str:
+    """Return some lines on a plan.
+
+    Args:
+        costs: of this machine, to say what a move to the device would leave; None leaves that out.
+        measured: CPU time of one image before and after, in milliseconds.
+    """
+    written, arranged = plan.program.operations, plan.operations
+    lines = [f"before: {_line(written)}", f"after:  {_line(arranged)}"]
+    moved = moves(plan)
+    change = f"{plan.cost_before:.2f} -> {plan.cost_after:.2f} cpu-ms predicted"
+    if measured is not None:
+        change += f", {measured[0]:.2f} -> {measured[1]:.2f} measured"
+    lines.append(f"{'; '.join(moved) if moved else 'nothing moved'}: {change}")
+    tail = device_tail(arranged)
+    if tail and costs is not None and len(plan.orders) == 1:
+        left = Pricing(written, costs, plan.size, plan.backend)(plan.orders[0], without=len(tail))
+        saving = f"{plan.cost_after:.2f} -> {left:.2f} cpu-ms predicted"
+        lines.append(f"{_listed([one.name for one in tail])} can be moved to the device: {saving}")
+    if plan.swap is Swap.EXACT:
+        lines.append(f"{_CLASSES[plan.swap]}: at most {plan.tolerance:.1f} levels of 255")
+    elif moved:
+        lines.append(_CLASSES[plan.swap])
+    lines += fusions(arranged)
+    return "\n".join(lines)
+
+
+def moves(plan: Plan) -> list[str]:
+    """Return what moved behind what: of all that an operation let pass, the last."""
+    numbers, operations = plan.numbers, plan.program.operations
+    behind: dict[int, list[str]] = {}
+    for place, number in enumerate(numbers):
+        passed = [other for other in numbers[:place] if other > number]
+        if passed:
+            behind.setdefault(passed[-1], []).append(operations[number].name)
+    return [f"{_listed(names)} moved after {operations[number].name}" for number, names in behind.items()]
+
+
+def device_tail(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """Return the conversion and normalization at the end, which a device does while it changes the layout."""
+    start = len(operations)
+    while start and operations[start - 1].point in (Point.TO_FLOAT, Point.NORMALIZE):
+        start -= 1
+    return operations[start:]
+
+
+def fusions(operations: tuple[Operation, ...]) -> list[str]:
+    """Return what loaders that decode by themselves can do together."""
+    said = []
+    for first, second in zip(operations, (*operations[1:], None), strict=True):
+        if first.spatial is Spatial.RESIZED_CROP and first is operations[0]:
+            said.append(f"{first.name} can be done while decoding: window and scale")
+        if second is None:
+            continue
+        if first.spatial is Spatial.RESIZE and second.spatial is Spatial.CROP:
+            said.append(f"{first.name} and {second.name} are one resize of a window with fractions")
+        if first.spatial in (Spatial.RESIZE, Spatial.RESIZED_CROP) and second.spatial is Spatial.PERMUTE:
+            said.append(f"{second.name} can be done while {first.name} writes")
+    return said
+
+
+def _line(operations: tuple[Operation, ...]) -> str:
+    return " -> ".join(operation.name for operation in operations) or "nothing"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

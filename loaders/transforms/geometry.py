@@ -1,0 +1,201 @@
+"""Operations on the places of pixels: crops, flips, resizes, rotations, blurs and erased rectangles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.device import Color
+from loaders.transforms import steps
+from loaders.transforms.steps import Box, Interpolation, Size, Step
+from loaders.transforms.types import ATTEMPTS, Operation, Range, Spatial, between, check_rising
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorizontalFlip(Operation):
+    """Mirror left to right."""
+
+    probability: float = 0.5
+    spatial = Spatial.PERMUTE
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Flip(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerticalFlip(Operation):
+    """Mirror top to bottom."""
+
+    probability: float = 0.5
+    spatial = Spatial.PERMUTE
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Flip(False)
+
+
+@dataclass(frozen=True)
+class Rotate90(Operation):
+    """Turn counterclockwise by quarters of a circle."""
+
+    quarters: int = 1
+    spatial = Spatial.PERMUTE
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Turn(self.quarters % 4)
+
+
+@dataclass(frozen=True)
+class Rotation(Operation):
+    """Rotate by an angle in degrees, drawn evenly, bilinearly, within the frame; the corners get a color."""
+
+    degrees: Range
+    fill: Color = (0.0, 0.0, 0.0)
+    spatial = Spatial.ROTATE
+    draws_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_color(self.name, self.fill)
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Rotate(between(self.degrees, uniforms[0]), self.fill)
+
+
+@dataclass(frozen=True)
+class Resize(Operation):
+    """Resize to (height, width), or the shorter side to a number of pixels; antialiased."""
+
+    size: int | Size
+    interpolation: Interpolation = "bilinear"
+    spatial = Spatial.RESIZE
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        if not isinstance(self.size, int):
+            return steps.Resize(self.size, self.interpolation)
+        height, width = size
+        longer = int(self.size * max(size) / min(size))
+        return steps.Resize((self.size, longer) if height <= width else (longer, self.size), self.interpolation)
+
+
+@dataclass(frozen=True)
+class CenterCrop(Operation):
+    """Cut out the center."""
+
+    size: Size
+    spatial = Spatial.CROP
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        height, width = _inside(self.name, self.size, size)
+        return steps.Crop(Box(round((size[1] - width) / 2), round((size[0] - height) / 2), width, height))
+
+
+@dataclass(frozen=True)
+class RandomCrop(Operation):
+    """Cut out a window at a random place."""
+
+    size: Size
+    spatial = Spatial.CROP
+    draws_parameters = True
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        height, width = _inside(self.name, self.size, size)
+        left = math.floor(uniforms[0] * (size[1] - width + 1))
+        return steps.Crop(Box(left, math.floor(uniforms[1] * (size[0] - height + 1)), width, height))
+
+
+def _inside(name: str, window: Size, size: Size) -> Size:
+    if window[0] > size[0] or window[1] > size[1]:
+        raise ValueError(f"{name}: an image of {size[1]} x {size[0]} is smaller than {window[1]} x {window[0]} pixels")
+    return window
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(Operation):
+    """Cut out a window of random area and aspect ratio and resize it."""
+
+    size: Size
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    spatial = Spatial.RESIZED_CROP
+    draws_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rising(f"{self.name}: scale", self.scale, 0, 1)
+        check_rising(f"{self.name}: ratio", self.ratio, 1e-6)
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.ResizedCrop(self.size, self.interpolation, self._box(uniforms, size))
+
+    def _box(self, uniforms: np.ndarray, size: Size) -> Box:
+        height, width = size
+        logarithms = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        for draws in uniforms[: 4 * ATTEMPTS].reshape(-1, 4):
+            area = height * width * between(self.scale, draws[0])
+            ratio = math.exp(between(logarithms, draws[1]))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Box(math.floor(draws[2] * (width - w + 1)), math.floor(draws[3] * (height - h + 1)), w, h)
+        w, h = width, height
+        if width / height < self.ratio[0]:
+            h = min(height, max(1, round(width / self.ratio[0])))
+        elif width / height > self.ratio[1]:
+            w = min(width, max(1, round(height * self.ratio[1])))
+        return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+@dataclass(frozen=True)
+class GaussianBlur(Operation):
+    """Blur by a Gaussian of an odd number of pixels; its standard deviation is drawn evenly."""
+
+    kernel_size: int
+    sigma: Range = (0.1, 2.0)
+    spatial = Spatial.FILTER
+    draws_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"{self.name}: the kernel size must be odd and positive, got {self.kernel_size}")
+        check_rising(f"{self.name}: sigma", self.sigma, 1e-6)
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Blur(self.kernel_size, between(self.sigma, uniforms[0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasing(Operation):
+    """Fill a rectangle of random area, ratio (height over width) and place with a color, in fractions of white."""
+
+    probability: float = 0.5
+    scale: Range = (0.02, 0.33)
+    ratio: Range = (0.3, 3.3)
+    fill: Color = (0.0, 0.0, 0.0)
+    spatial = Spatial.ERASE
+    draws_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rising(f"{self.name}: scale", self.scale, 0, 1)
+        check_rising(f"{self.name}: ratio", self.ratio, 1e-6)
+        _check_color(self.name, self.fill)
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        height, width = size
+        logarithms = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        for draws in uniforms[: 4 * ATTEMPTS].reshape(-1, 4):
+            area = height * width * between(self.scale, draws[0])
+            ratio = math.exp(between(logarithms, draws[1]))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                left = math.floor(draws[2] * (width - w + 1))
+                return steps.Erase(Box(left, math.floor(draws[3] * (height - h + 1)), w, h), self.fill)
+        return steps.Erase(Box(0, 0, 0, 0), self.fill)
+
+
+def _check_color(name: str, color: Color) -> None:
+    if len(color) != 3 or not all(0 <= value <= 1 for value in color):
+        raise ValueError(f"{name}: the fill must be red, green and blue in [0, 1], got {color}")

@@ -1,0 +1,66 @@
+"""Programs: transform lists as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loaders.transforms import steps
+from loaders.transforms.steps import Size, Step
+from loaders.transforms.types import Operation, Point
+from loaders.transforms.values import Normalize
+
+
+@dataclass(frozen=True)
+class Untyped(Operation):
+    """A function of the user's, of which nothing is known: nothing moves across it.
+
+    It takes and returns an image of RGB as the backend has it at this place: a PIL image or a tensor (3, H, W).
+    """
+
+    function: Callable[[Any], Any]
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Call(self.function)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A transform list, for RGB images of bytes.
+
+    Raises:
+        ValueError: it normalizes bytes, or converts or normalizes twice.
+    """
+
+    operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        names = [operation.point for operation in self.operations]
+        for kind in (Point.TO_FLOAT, Point.NORMALIZE):
+            if names.count(kind) > 1:
+                raise ValueError(f"the program {kind.value} more than once")
+        if Point.NORMALIZE in names and Point.TO_FLOAT not in names[: names.index(Point.NORMALIZE)]:
+            raise ValueError("Normalize takes floating-point pixels: put ToFloat before it")
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    @property
+    def normalization(self) -> Normalize | None:
+        return next((one for one in self.operations if isinstance(one, Normalize)), None)
+
+    def segments(self) -> list[range]:
+        """Return the numbers of the operations between untyped functions, these alone."""
+        starts = [0]
+        for number, operation in enumerate(self.operations):
+            if isinstance(operation, Untyped):
+                starts += [number, number + 1]
+        ends = [*starts[1:], len(self.operations)]
+        return [range(start, end) for start, end in zip(starts, ends, strict=True) if end > start]

@@ -1,0 +1,20 @@
+"""Costs of transforms without measuring: a unit for each byte that a step takes or makes, whichever are more."""
+
+from __future__ import annotations
+
+from loaders.transforms.cost import Costs
+from loaders.transforms.steps import Call, Size, Skip, Step
+
+
+class PixelCosts(Costs):
+    """Costs in proportion to bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(execute=lambda *_: lambda: None)
+
+    def of(self, step: Step, size: Size, backend: str, is_float: bool) -> float:
+        if isinstance(step, Skip | Call):
+            return 0.0
+        height, width = step.output_size(size)
+        taken = size[0] * size[1] * (4 if is_float else 1)
+        return 3e-6 * max(taken, height * width * (4 if is_float or step.makes_float else 1))
