@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine.checkpoint import CheckpointError
 from engine.command import fail, load_config
@@ -176,7 +177,7 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
             config.data.cache,
             config.loader.roi_resample,
         )
-        with loader, stop_on_signals() as stop:
+        with loader, stop_on_signals() as stop, logging_redirect_tqdm():
             logger.info("Loader: %s", loader.describe())
             trainer = Trainer(config, data, source, this, learner, normalization, loader, run, stop, resumed)
             ending = trainer.fit()

@@ -32,8 +32,12 @@ def upward_imports(package: str, source: str) -> list[tuple[int, str]]:
 
 
 def test_every_package_is_a_layer() -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    assert set(LAYERS) == packages == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert set(LAYERS) == {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+
+
+def test_every_package_is_installed() -> None:
+    folders = (path.parent.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("__init__.py"))
+    assert {".".join(folder.parts) for folder in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
 @pytest.mark.parametrize("package", LAYERS)
