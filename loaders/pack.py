@@ -106,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--restart-blocks",
         type=int,
-        default=default.restart_blocks,
+        default=0,
         metavar="N",
-        help="blocks (MCUs) from one restart marker to the next (default: %(default)s)",
+        help="blocks (MCUs) from one restart marker to the next (default: 2, with --keep 4)",
     )
     images.add_argument(
         "--shard-mb",

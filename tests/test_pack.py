@@ -175,7 +175,7 @@ def test_a_packed_set_is_recognized(source: PackSource, shrunk: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_side": 3}, {"quality": 101}, {"renditions": (500,)}, {"renditions": (2,)}, {"restart_blocks": 0}],
+    [{"max_side": 3}, {"quality": 101}, {"renditions": (500,)}, {"renditions": (2,)}, {"restart_blocks": -1}],
 )
 def test_impossible_options(options: dict[str, object]) -> None:
     with pytest.raises(PackError, match="--"):
