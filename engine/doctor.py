@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from engine.command import fail
 from engine.config import ConfigError, Resolutions
-from engine.defaults import default_workers, resolution_ladder
+from engine.defaults import resolution_ladder
 from engine.distributed import DeviceError, process
 from engine.doctor_data import data_facts, exact_duplicates
 from engine.doctor_findings import Findings
@@ -136,7 +136,6 @@ def examine(data: ImageData, device: torch.device, options: Options) -> Findings
         capacity=there,
         disk=disk,
         model="" if name == "off" else name,
-        default_workers=default_workers(there.cores, device),
         default_resolutions=usual,
         costs=tuple(costs),
         failures=failures,

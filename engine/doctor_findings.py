@@ -36,7 +36,6 @@ class Findings:
         capacity: what the machine has.
         disk: how fast the set's files can be read.
         model: name of the model that was measured; empty for none.
-        default_workers: of ``--num-workers auto``.
         default_resolutions: that training would take.
         costs, steps: what an image takes.
         failures: why loaders were left out, by name.
@@ -50,7 +49,6 @@ class Findings:
     capacity: Capacity
     disk: DiskRate | None
     model: str
-    default_workers: int
     default_resolutions: tuple[int, ...]
     costs: tuple[LoadingCost, ...]
     failures: Mapping[str, str]
@@ -206,9 +204,6 @@ def step_share(prediction: Prediction) -> float:
 
 def _other(findings: Findings) -> Iterator[str]:
     """Yield settings that follow from the machine and the set."""
-    needed = {prediction.resolution: prediction.num_workers for prediction in findings.predictions}
-    if findings.model and needed and max(needed.values()) != findings.default_workers:
-        yield f"--num-workers {max(needed.values())} is enough at every size (auto: {findings.default_workers})"
     shared = findings.capacity.shared_memory
     if shared is not None and shared < _SHARED_MEMORY:
         yield (

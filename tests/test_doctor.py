@@ -267,7 +267,6 @@ def findings(data: ImageData, **changes: object) -> Findings:
             capacity=MUCH,
             disk=None,
             model="",
-            default_workers=4,
             default_resolutions=(),
             costs=(),
             failures={},
@@ -297,13 +296,11 @@ def test_advice_begins_with_what_makes_results_wrong(data: ImageData) -> None:
             duplicates=Duplicates((("/a", "/b"),), (("/c", "/d"),), 2, 0),
             pixels=pixels,
             facts=replace(data_facts(data), train_counts=(90, 3)),
-            model="resnet10t",
-            default_workers=2,
         )
     )
     expected = [
         "Take what training and validation share, 1 file", "Decide between the classes", "Repair or remove 2 files",
-        "Use --loader roi", "--num-workers 4", "The largest class has 30 times", "Copies of training files",
+        "Use --loader roi", "The largest class has 30 times", "Copies of training files",
     ]  # fmt: skip
     assert [text[: len(start)] for text, start in zip(found, expected, strict=True)] == expected
 
@@ -326,7 +323,7 @@ def test_packing_is_advised_by_what_it_brings(data: ImageData) -> None:
 def test_small_images_first_are_advised_unless_they_are_the_default(data: ImageData) -> None:
     both = [LoadingCost("roi", size, 1e-3, 0.0, 100) for size in (64, 128)]
     steps = [StepCost(64, 1e-3, 0.0), StepCost(128, 4e-3, 0.0)]
-    found = findings(data, predictions=tuple(predict(18, 1e5, MUCH, None, both, steps)), default_workers=4)
+    found = findings(data, predictions=tuple(predict(18, 1e5, MUCH, None, both, steps)))
     texts = advice(found)
     assert texts[0].startswith("Train on small images first: --resolutions 64,128 takes 62 % of the time of 128 px")
     assert advice(replace(found, default_resolutions=(64, 128))) == texts[1:]
@@ -343,7 +340,7 @@ def test_some_images_are_packed_to_see(data: ImageData, tmp_path: Path) -> None:
 
 def test_a_slow_model_is_no_case_for_workers(data: ImageData) -> None:
     predictions = predict(18, 100e3, MUCH, None, costs(roi=1), [StepCost(128, 10e-3, 40e-3)])
-    (text,) = advice(findings(data, predictions=tuple(predictions), default_workers=1))
+    (text,) = advice(findings(data, predictions=tuple(predictions)))
     assert "the model is the limit" in text
 
 
