@@ -88,7 +88,8 @@ def _memory(arguments: list[str]) -> tuple[list[Sheet], str]:
 SECTIONS = {
     "loaders": Section(
         "throughput",
-        "--loaders torch,dali,ffcv,roi --peers --num-workers 2 --resolutions 128,224 --seconds 3 --rounds 4",
+        "--loaders torch,dali,peer:dali,peer:dali-windows,peer:torchvision,peer:torchvision-v2 --num-workers 2 "
+        "--resolutions 128,224 --seconds 3 --rounds 4",
         True,
         _throughput,
     ),
@@ -110,7 +111,7 @@ SECTIONS = {
     ),
     "region-profile": Section("region_profile", "--repetitions 20", True, _region_profile),
     "training-loop": Section(
-        "training_loop", "--models resnet10t --resolutions 64,96 --seconds 10 --rounds 5", False, _training_loop
+        "training_loop", "--models resnet10t --resolutions 64,96 --seconds 8 --rounds 5", False, _training_loop
     ),
     "memory": Section(
         "memory", "--loaders torch,dali --num-workers 2 --resolutions 96,128,160,224 --epochs 10", True, _memory
