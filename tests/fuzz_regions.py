@@ -18,7 +18,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from kernels.checksum import xxh64
+from kernels.device_regions import Plane, Regions, regions_fit
 from kernels.jpeg import create_handle, destroy_handle, load_library
 from kernels.jpeg_header import (
     ENTROPY_AT,
@@ -29,7 +32,8 @@ from kernels.jpeg_header import (
     MCU_ROWS,
     read_header,
 )
-from kernels.regions import FACTS, Status, load_sample
+from kernels.region_planes import PlaneBuffer, decode_samples
+from kernels.regions import FACTS, Sources, Status, load_sample
 from kernels.restart import decode_region, interval_count, interval_starts, region_bytes
 from tests.images import photo
 from tests.jpegs import SAMPLINGS, encode, header_of
@@ -238,6 +242,7 @@ class Fuzzer:
     def __init__(self) -> None:
         self._record, self._starts = Guarded(1 << 20), Guarded(1 << 20)
         self._out, self._scratch = Guarded(3 * MAX_RESOLUTION**2), Guarded(MAX_SCRATCH)
+        self._planes = Guarded(MAX_SCRATCH)
         self._facts = np.zeros(FACTS, np.int64)
         self._handle = create_handle()
 
@@ -295,6 +300,52 @@ class Fuzzer:
         if needed > 1 << 24:
             self._scratch.release()
 
+    def planes(self, case: Case, expected: Status) -> None:
+        """Decode to planes, with no more memory for them than they need; it ends as loading the sample did."""
+        record, starts = self._record.put(case.record, case.at_end), self._starts.put(case.starts, case.at_end)
+        sources = _source_of(record, starts, case.orientation)
+        statuses, counters = np.zeros(1, np.int32), np.array([1, 0])  # the one sample is begun
+        windows, flips = case.window[None], np.array([case.flip])
+        memory, needed, scratch = self._out.take(0, case.at_end), 0, 0
+        while True:
+            tables = np.zeros((1, 3, len(Plane)), np.int64), np.zeros((1, 3, 4)), np.zeros((1, 3), np.bool_)
+            memory[:] = 0xA5
+            buffer = PlaneBuffer(memory, np.zeros(1, np.int64), 0, *tables)
+            statuses[0], again = Status.OK, 0
+            taken = self._scratch.take(scratch, case.at_end)
+            decode_samples(
+                counters, again, statuses, case.resolution, buffer, sources, windows, flips, self._facts, taken
+            )
+            status = Status(int(statuses[0]))
+            if status == Status.SCRATCH_TOO_SMALL and not scratch:
+                scratch = int(self._facts[0])
+            elif status == Status.BUFFER_FULL and not needed:
+                assert not any(table.any() for table in tables), "tables written before there was room"
+                needed = int(self._facts[0])
+                assert 0 < needed <= scratch + 64, f"{needed} bytes of planes out of {scratch} bytes of scratch"
+                memory = self._planes.take(needed, case.at_end)
+            else:
+                break
+        assert status == expected, f"{status!r} as planes, {expected!r} as pixels"
+        if status == Status.OK:
+            regions = Regions(*(torch.from_numpy(each) for each in (memory, np.zeros(1, np.int64), *tables)))
+            assert regions_fit(regions), "planes that a device would read beside"
+        if needed > 1 << 24:
+            self._planes.release()
+        if scratch > 1 << 24:
+            self._scratch.release()
+
+
+def _source_of(record: np.ndarray, starts: np.ndarray, orientation: int) -> Sources:
+    """Return one record in memory, as a batch has it."""
+    none, one = np.empty(0, np.uint8), np.zeros(1, np.int64)
+    return Sources(
+        none, one, one,
+        np.array([record.ctypes.data]), np.array([len(record)]), np.array([xxh64(record)], np.uint64),
+        np.array([starts.ctypes.data]), np.array([len(starts)]), np.array([xxh64(starts.view(np.uint8))], np.uint64),
+        np.array([orientation], np.uint8),
+    )  # fmt: skip
+
 
 def main() -> None:
     count, seed, first = (int(argument) for argument in (*sys.argv[1:], "0")[:3])
@@ -308,7 +359,9 @@ def main() -> None:
         print(number, flush=True)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal ends the process, in compiled code too
         case = make_case(number, seed, bases)
-        ended[fuzzer.load(case).name] += 1
+        status = fuzzer.load(case)
+        ended[status.name] += 1
+        fuzzer.planes(case, status)
         fuzzer.decode(case, number)
     print(json.dumps(ended))
 
