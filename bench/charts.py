@@ -1,23 +1,23 @@
 """Charts of measurements as inline SVG: bars with whiskers, and lines with bands over a count.
 
-Colors are CSS variables of the page (bench.page), so that they follow the reader's dark mode; ``engine.charts`` does
-the same for the report of a run. Every mark has its value as a tooltip, and labels never cover each other.
+Colors are classes (bench.style), so that charts follow the reader's dark mode in a page (bench.page) and as a picture
+(bench.pictures). Every mark has its value as a tooltip, and labels never cover each other.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from markupsafe import Markup
 
 from bench.measure import Spread
+from bench.style import COLORS
 from engine.charts import number, ticks
 
-COLORS = 8  # --series0 to --series7
 _CHARACTER = 6.4  # width of a letter at the page's size, at most on average, pixels
 _ROW = 24.0  # from one bar to the next
 _BAR = 14.0
@@ -33,12 +33,37 @@ class Bar:
         value: the bar's length, with the whisker from its smallest to its largest value.
         color: number of a color.
         group: rows of the same group stand together.
+        limits: values to hold it against, such as a prediction; the second one is drawn as dots.
+        remark: written behind the value.
     """
 
     name: str
     value: Spread
     color: int
     group: str = ""
+    limits: tuple[float | None, ...] = ()
+    remark: str = ""
+
+    def text(self) -> str:
+        """Return its value for people, with the smallest and the largest where they differ from it."""
+        value = self.value
+        spread = f" ({number(value.min)}–{number(value.max)})" if value.min < value.max else ""
+        return f"{number(value.median)}{spread}" + f"  {self.remark}" * bool(self.remark)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a color or a mark of a bar chart means.
+
+    Attributes:
+        name: in words.
+        color: number of a color; None for a mark.
+        limit: which of a bar's limits is meant; None for a color.
+    """
+
+    name: str
+    color: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,55 +108,153 @@ class Box:
         )
 
 
-def bar_chart(bars: Sequence[Bar], *, title: str, unit: str, width: int = 640) -> Markup:
-    """Draw horizontal bars with whiskers and their values behind them.
+def bar_chart(bars: Sequence[Bar], *, title: str, unit: str, width: int = 640, key: Sequence[Key] = ()) -> Markup:
+    """Draw horizontal bars with whiskers and their values behind them, or at the right edge where bars have limits.
 
     Args:
         bars: rows from top to bottom.
         title: read by screen readers.
-        unit: of the axis.
+        unit: of the axis, which begins at 0.
         width: pixels of the drawing, which scales with the page.
+        key: what colors and marks mean, where the names of the bars do not say it.
 
     Returns:
         An ``svg`` element; empty without bars.
     """
     if not bars:
         return Markup("")
-    labels = [f"{number(bar.value.median)} ({number(bar.value.min)}–{number(bar.value.max)})" for bar in bars]
-    left = 14.0 + _CHARACTER * max(len(bar.name) for bar in bars)
-    right = width - 14.0 - _CHARACTER * max(map(len, labels))
-    scale = ticks(0.0, max(bar.value.max for bar in bars))
+    values = [value for bar in bars for value in (bar.value.max, *_limits(bar).values())]
+    has_limits = any(_limits(bar) for bar in bars)
+    scale = ticks(0.0, max(values))
     groups = len({bar.group for bar in bars if bar.group})
-    lower = 6.0 + _ROW * len(bars) + _LINE * 1.4 * groups
-    height = lower + 2 * _LINE + 8
+    left = 14.0 + _CHARACTER * max(len(bar.name) for bar in bars)
+    right = width - 14.0 - _CHARACTER * max(len(bar.text()) for bar in bars)
+    upper = 6.0 + _LINE * 1.5 * bool(key)
+    lower = upper + _ROW * len(bars) + _LINE * 1.4 * groups
 
     def place(value: float) -> float:
         return left + (right - left) * value / scale[-1]
 
-    parts = [_open(width, height, title)]
-    for tick in scale:
-        x = place(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{lower:.1f}"/>')
-        parts.append(_text(x, lower + _LINE, number(tick), "middle", "tick"))
-    parts.append(_text(right, lower + 2 * _LINE, unit, "end", "tick"))
-    y, group = 6.0, ""
-    for bar, label in zip(bars, labels, strict=True):
+    parts = [_open(width, lower + 2 * _LINE + 8, title), *_key(key, _LINE)]
+    parts += _axis(scale, place, upper, lower, unit)
+    y, group = upper, ""
+    for bar in bars:
         if bar.group and bar.group != group:
             group = bar.group
             parts.append(_text(8, y + _LINE, group, "start", "group"))
             y += _LINE * 1.4
-        middle, end = y + _ROW / 2, place(bar.value.median)
-        low, high = place(bar.value.min), place(bar.value.max)
-        parts += [
-            _text(left - 8, middle + 4, bar.name, "end", "name"),
-            f'<rect class="fill{bar.color % COLORS}" x="{left:.1f}" y="{middle - _BAR / 2:.1f}" rx="2" '
-            f'width="{end - left:.1f}" height="{_BAR}"><title>{escape(f"{bar.name}: {label} {unit}")}</title></rect>',
-            f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8'
-            f'M{high:.1f} {middle - 4:.1f}v8"/>',
-            _text(max(end, high) + 7, middle + 4, label, "start", "value"),
-        ]
+        parts += _bar(bar, y + _ROW / 2, left, place, unit)
+        behind = right if has_limits else max(place(bar.value.median), place(bar.value.max))
+        parts.append(_text(behind + 7, y + _ROW / 2 + 4, bar.text(), "start", "value"))
         y += _ROW
     return Markup("".join([*parts, "</svg>"]))
+
+
+def _limits(bar: Bar) -> dict[int, float]:
+    return {place: limit for place, limit in enumerate(bar.limits) if limit is not None}
+
+
+def _bar(bar: Bar, middle: float, left: float, place: Callable[[float], float], unit: str) -> Iterable[str]:
+    """Yield a bar around the height ``middle``: name, rectangle, whisker and limits."""
+    end, low, high = (place(value) for value in (bar.value.median, bar.value.min, bar.value.max))
+    yield _text(left - 8, middle + 4, bar.name, "end", "name")
+    yield (
+        f'<rect class="fill{bar.color % COLORS}" x="{left:.1f}" y="{middle - _BAR / 2:.1f}" rx="2" '
+        f'width="{end - left:.1f}" height="{_BAR}"><title>{escape(f"{bar.name}: {bar.text()} {unit}")}'
+        "</title></rect>"
+    )
+    if low < high:
+        yield (
+            f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8'
+            f'M{high:.1f} {middle - 4:.1f}v8"/>'
+        )
+    for limit, value in _limits(bar).items():
+        yield _limit(limit, place(value), middle)
+
+
+def _limit(limit: int, x: float, middle: float) -> str:
+    kind = "faint" if limit else "limit"
+    return f'<path class="{kind}" d="M{x:.1f} {middle - 8:.1f}v16"/>'
+
+
+def _key(key: Sequence[Key], baseline: float) -> Iterable[str]:
+    x = 8.0
+    for entry in key:
+        middle = baseline - 4
+        if entry.color is not None:
+            color = entry.color % COLORS
+            yield f'<rect class="fill{color}" x="{x:.1f}" y="{middle - 5:.1f}" width="10" height="10" rx="2"/>'
+        elif entry.limit is not None:
+            yield _limit(entry.limit, x + 5, middle)
+        yield _text(x + 16, baseline, entry.name, "start", "tick")
+        x += 32 + _CHARACTER * len(entry.name)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A row of a chart of stacked bars: its name, its parts, and the group that it stands in."""
+
+    name: str
+    parts: Sequence[float]
+    group: str = ""
+
+
+def stack_chart(rows: Sequence[Stack], names: Sequence[str], *, title: str, unit: str, width: int = 640) -> Markup:
+    """Draw horizontal bars made of parts, with their sums behind them.
+
+    Args:
+        rows: from top to bottom.
+        names: of the parts, each with a color of its own.
+        title: read by screen readers.
+        unit: of the axis, which begins at 0.
+        width: pixels of the drawing, which scales with the page.
+
+    Returns:
+        An ``svg`` element; empty without rows.
+    """
+    if not rows:
+        return Markup("")
+    scale = ticks(0.0, max(sum(row.parts) for row in rows))
+    left = 14.0 + _CHARACTER * max(len(row.name) for row in rows)
+    right = width - 14.0 - _CHARACTER * max(len(number(sum(row.parts))) for row in rows)
+    upper = 6.0 + _LINE * 1.5
+    lower = upper + _ROW * len(rows) + _LINE * 1.4 * len({row.group for row in rows if row.group})
+
+    def place(value: float) -> float:
+        return left + (right - left) * value / scale[-1]
+
+    parts = [_open(width, lower + 2 * _LINE + 8, title)]
+    parts += _key([Key(name, color) for color, name in enumerate(names)], _LINE)
+    parts += _axis(scale, place, upper, lower, unit)
+    y, group = upper, ""
+    for row in rows:
+        if row.group and row.group != group:
+            group = row.group
+            parts.append(_text(8, y + _LINE, group, "start", "group"))
+            y += _LINE * 1.4
+        middle, done = y + _ROW / 2, 0.0
+        parts.append(_text(left - 8, middle + 4, row.name, "end", "name"))
+        for color, (name, value) in enumerate(zip(names, row.parts, strict=True)):
+            tip = escape(f"{row.name}, {name}: {number(value)} {unit}")
+            parts.append(
+                f'<rect class="fill{color % COLORS}" x="{place(done):.1f}" y="{middle - _BAR / 2:.1f}" '
+                f'width="{place(value) - left:.1f}" height="{_BAR}"><title>{tip}</title></rect>'
+            )
+            done += value
+        parts.append(_text(place(done) + 7, middle + 4, number(done), "start", "value"))
+        y += _ROW
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def _axis(
+    scale: Sequence[float], place: Callable[[float], float], upper: float, lower: float, unit: str
+) -> Iterable[str]:
+    """Yield the grid of horizontal bars, its figures and the unit."""
+    for tick in scale:
+        x = place(tick)
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{upper - 2:.1f}" y2="{lower:.1f}"/>'
+        yield _text(x, lower + _LINE, number(tick), "middle", "tick")
+    yield _text(place(scale[-1]), lower + 2 * _LINE, unit, "end", "tick")
 
 
 def count_chart(

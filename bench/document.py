@@ -1,122 +1,111 @@
-"""Runs the benchmarks and writes their tables into docs/benchmarks.md.
+"""Runs the benchmarks and writes their tables and charts into docs/benchmarks.md.
 
-    python bench/document.py --data DIR
+    python bench/document.py --data PHOTOS --imagenette DIR
+    python bench/document.py --data PHOTOS --sections loaders,memory
 
-The page holds a pair of marks for each table; what stands between them is replaced, the command that made it included.
+The page holds a pair of marks for each section; what stands between them is replaced, the command that made it
+included. Charts are written to the folder ``images`` beside the page. ``--short --page COPY`` makes a quick round of
+the benchmarks, whose figures say nothing, into a copy of the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/document.py`
 
-from bench import memory, num_workers, region_profile, region_speed, throughput, training_loop
+from bench.document_sections import SECTIONS, Section
 from bench.measure import CellError
 from bench.options import command_line, listed
+from bench.pictures import write_picture
+from bench.reports import Report, disturbance, legends, records_of
 from bench.resources import describe_machine
-from bench.tables import Sheet
+from bench.training_runs import RunError
 from bench.variants import PREPARATION_ERRORS
+from engine.values import ConfigError
+from engine.weights import ModelError
 from loaders.files import atomic_file
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page that a benchmark fills.
-
-    Attributes:
-        program: name of the script.
-        arguments: for it, without ``--data``.
-        needs_data: it takes ``--data``.
-        make: from the command line's arguments to tables and a note below them.
-    """
-
-    program: str
-    arguments: str
-    needs_data: bool
-    make: Callable[[list[str]], tuple[list[Sheet], str]]
-
-    def text(self, data: str) -> str:
-        """Run the benchmark and return what belongs between the marks."""
-        arguments = shlex.split(self.arguments)
-        tables, note = self.make((["--data", data] if self.needs_data else []) + arguments)
-        shown = " ".join(
-            ["python", f"bench/{self.program}.py", *(["--data DIR"] if self.needs_data else []), *arguments]
-        )
-        parts = [f"    {shown}", *(sheet.markdown() for sheet in tables), note]
-        return "\n\n".join(part for part in parts if part) + f"\n\n{date.today():%d %B %Y}: {describe_machine()}."
-
-
-def _throughput(arguments: list[str]) -> tuple[list[Sheet], str]:
-    results = throughput.run(throughput.parse(arguments))
-    return throughput.sheets(results), throughput.disturbance(results)
-
-
-def _num_workers(arguments: list[str]) -> tuple[list[Sheet], str]:
-    results = num_workers.run(num_workers.parse(arguments))
-    said = [f"- {title}: {sentence}" for title, of in num_workers.explanations(results).items() for sentence in of]
-    return num_workers.sheets(results), "\n".join([*said, "", num_workers.disturbance(results)]).strip()
-
-
-def _regions(arguments: list[str]) -> tuple[list[Sheet], str]:
-    rows = region_speed.run(region_speed.parse(arguments))
-    return region_speed.sheets(rows), region_speed.notes(rows)
-
-
-def _region_profile(arguments: list[str]) -> tuple[list[Sheet], str]:
-    profiles = region_profile.run(region_profile.parse(arguments))
-    return region_profile.sheets(profiles), region_profile.notes(profiles)
-
-
-def _training_loop(arguments: list[str]) -> tuple[list[Sheet], str]:
-    return training_loop.sheets(training_loop.run(training_loop.parse(arguments))), ""
-
-
-def _memory(arguments: list[str]) -> tuple[list[Sheet], str]:
-    return memory.sheets(memory.run(memory.parse(arguments))), ""
-
-
-SECTIONS = {
-    "loaders": Section(
-        "throughput",
-        "--loaders torch,dali,peer:dali,peer:dali-windows,peer:torchvision,peer:torchvision-v2 --num-workers 2 "
-        "--resolutions 128,224 --seconds 3 --rounds 4",
-        True,
-        _throughput,
-    ),
-    "workers": Section(
-        "throughput",
-        "--loaders torch,dali --num-workers 0,1,2 --resolutions 224 --output uint8 --seconds 3 --rounds 3",
-        True,
-        _throughput,
-    ),
-    "num-workers": Section(
-        "num_workers",
-        "--loaders torch,dali,ffcv,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 3 --rounds 3",
-        True,
-        _num_workers,
-    ),
-    "regions": Section("region_speed", "--output uint8 --seconds 3 --rounds 5", True, _regions),
-    "regions-float32": Section(
-        "region_speed", "--output float32 --runs 224,128 --seconds 3 --rounds 3", True, _regions
-    ),
-    "region-profile": Section("region_profile", "--repetitions 20", True, _region_profile),
-    "training-loop": Section(
-        "training_loop", "--models resnet10t --resolutions 64,96 --seconds 8 --rounds 5", False, _training_loop
-    ),
-    "memory": Section(
-        "memory", "--loaders torch,dali --num-workers 2 --resolutions 96,128,160,224 --epochs 10", True, _memory
-    ),
+SOURCES = {
+    "data": "a folder of photos, demo, or a known data set's name",
+    "imagenette": "a folder of photos with train and val, such as Imagenette, for whole training runs",
 }
+ERRORS = (*PREPARATION_ERRORS, CellError, ConfigError, ModelError, OSError, RunError)
+
+
+def module_of(section: Section) -> ModuleType:
+    """Return a section's script, with its ``parse`` and ``run``."""
+    return importlib.import_module(f"bench.{section.program}")
+
+
+def arguments_of(section: Section, options: argparse.Namespace) -> list[str]:
+    """Return what a section's script is called with.
+
+    Raises:
+        ConfigError: the section needs a folder that the command line does not name.
+    """
+    arguments = shlex.split(section.short if options.short else section.arguments)
+    if section.data:
+        folder = getattr(options, section.data)
+        if folder is None:
+            raise ConfigError(f"--{section.data} is missing: {SOURCES[section.data]}")
+        arguments = ["--data", folder, *arguments]
+    if section.keeps_runs and options.runs:
+        arguments += ["--output", str(options.runs)]
+    return arguments
+
+
+def shown_command(section: Section, short: bool) -> str:
+    """Return the command that makes a section, as a reader types it."""
+    data = {"data": "--data PHOTOS", "imagenette": "--data IMAGENETTE", "": ""}[section.data]
+    words = ("python", f"bench/{section.program}.py", data, section.short if short else section.arguments)
+    return " ".join(filter(None, words))
+
+
+def make(name: str, section: Section, options: argparse.Namespace) -> str:
+    """Run a section's benchmark, write its charts, and return what belongs between the marks."""
+    module = module_of(section)
+    reports: list[Report] = module.run(module.parse(arguments_of(section, options)))
+    parts = [f"    {shown_command(section, options.short)}"]
+    parts += write_charts(name, section, reports, options.page.parent / "images")
+    for report in reports:
+        parts += [sheet.markdown() for sheet in report.sheets]
+        parts.append("\n".join(f"- {sentence}" for sentence in report.section.sentences))
+    parts += [_folded(legends(reports)), _escaped(disturbance(records_of(reports)))]
+    parts.append(f"{date.today():%d %B %Y}: {describe_machine()}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_charts(name: str, section: Section, reports: Sequence[Report], folder: Path) -> list[str]:
+    """Write the charts that a section shows in place of its earlier ones; return the Markdown that shows them."""
+    charts = [(caption, chart) for report in reports for caption, chart in report.section.charts if chart]
+    shown = [charts[place] for place in section.charts if place < len(charts)]
+    files = [folder / f"{name}-{number}.svg" for number in range(1, len(shown) + 1)]
+    for file, (caption, chart) in zip(files, shown, strict=True):
+        write_picture(file, chart, caption)
+    for earlier in set(folder.glob(f"{name}-[0-9]*.svg")).difference(files):
+        earlier.unlink()
+    return [f"![{caption}](images/{file.name})" for file, (caption, _) in zip(files, shown, strict=True)]
+
+
+def _folded(found: Sequence[str]) -> str:
+    """Return legends behind a line that opens them; empty without any."""
+    lines = [f"- {_escaped(line)}" for legend in found for line in legend.splitlines()]
+    body = "\n".join(lines)
+    return f"<details><summary>What the columns mean</summary>\n\n{body}\n\n</details>" if lines else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("*", "\\*")
 
 
 def fill(page: str, name: str, text: str) -> str:
@@ -136,29 +125,44 @@ def fill(page: str, name: str, text: str) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line("document", __doc__)
-    parser.add_argument("--data", default="demo", help="a folder of photos, demo, or a known data set's name")
+    add = parser.add_argument
     names: Any = ",".join(SECTIONS)
-    parser.add_argument("--sections", type=listed(str, list(SECTIONS)), default=names, help=f"of {names}")
-    return parser.parse_args(argv)
+    add("--data", default="demo", help=SOURCES["data"])
+    add("--imagenette", metavar="DIR", help=SOURCES["imagenette"])
+    add("--sections", type=listed(str, list(SECTIONS)), default=names, help=f"of {names}")
+    add("--page", type=Path, default=PAGE, metavar="FILE", help="the page to fill; charts go to images beside it")
+    add("--runs", type=Path, metavar="DIR", help="keep whole training runs here, and go on with those that are there")
+    add("--short", action="store_true", help="run each benchmark for some seconds; not for the page of the project")
+    options = parser.parse_args(argv)
+    if options.short and options.page == PAGE:
+        parser.error("--short makes figures that say nothing: name a copy of the page with --page")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmarks and write each section when it is done; return the exit code."""
+    """Run the benchmarks and write each section when it is done; return the exit code.
+
+    A section that fails does not keep the others from being made.
+    """
     options = parse(argv)
+    failed = False
     for name in options.sections:
-        print(f"{name}: {SECTIONS[name].program} {SECTIONS[name].arguments}", file=sys.stderr)
+        section = SECTIONS[name]
+        command = shown_command(section, options.short)
+        print(f"{name}, {'short' if options.short else f'about {section.minutes} minutes'}: {command}", file=sys.stderr)
         try:
-            text = SECTIONS[name].text(options.data)
-        except (*PREPARATION_ERRORS, CellError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            text = make(name, section, options)
+        except ERRORS as error:
+            print(f"error: {name} is left as it was: {error}", file=sys.stderr)
+            failed = True
+            continue
         except KeyboardInterrupt:
             print("stopped; the sections before this one are written", file=sys.stderr)
             return 130
-        page = fill(PAGE.read_text(), name, text)
-        with atomic_file(PAGE) as temporary:
-            temporary.write_text(page)
-    return 0
+        page = fill(options.page.read_text(encoding="utf-8"), name, text)
+        with atomic_file(options.page) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/memory.py`
 
-from bench.measure import write_records
-from bench.options import add_device, command_line, listed, not_negative, positive
+from bench.charts import Line, count_chart
+from bench.measure import Spread
+from bench.options import add_device, add_reports, command_line, listed, not_negative, positive, shown_command
+from bench.page import Section
 from bench.peers import MEAN, STD
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine, tree_resident_mb
 from bench.tables import Sheet
 from engine.checkpoint import Position
@@ -134,15 +136,24 @@ def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Cour
             ).result()
 
 
-def sheets(observed: Sequence[Course]) -> list[Sheet]:
-    """Return the table of the courses, a column each."""
+def report(observed: Sequence[Course], machine: str) -> Report:
+    """Return the table and the chart of the courses, a column and a line each."""
     rows = [
         [str(epoch + 1), str(resolution), *(f"{course.resident_mb[epoch]:.0f}" for course in observed)]
         for epoch, resolution in enumerate(observed[0].resolutions)
     ]
     rows.append(["growth", "", *(f"{course.growth_mb:+.0f}" for course in observed)])
     headings = ("epoch", "px", *(course.loader for course in observed))
-    return [Sheet("Resident memory after each epoch, MB", headings, rows)]
+    sheets = [Sheet("Resident memory after each epoch, MB", headings, rows)]
+    lines = [
+        Line(course.loader, [(epoch, Spread.of([mb])) for epoch, mb in enumerate(course.resident_mb, start=1)], number)
+        for number, course in enumerate(observed)
+    ]
+    sizes = ", ".join(map(str, observed[0].resolutions[: observed[0].cycle]))
+    caption = f"Resident memory after each epoch, the sizes being {sizes} px in turn"
+    chart = count_chart(lines, title=caption, x_name="epoch", unit="MB")
+    records = [asdict(course) | {"growth_mb": course.growth_mb, "machine": machine} for course in observed]
+    return Report(sheets, records, Section("Memory over epochs", (), [(caption, chart)], sheets))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -159,37 +170,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=64, help="images of a batch")
     add("--model", default="", help="a model to train on the batches; none by default")
     add_device(parser)
-    return parser.parse_args(argv)
+    add_reports(parser)
+    options = parser.parse_args(argv)
+    options.command = shown_command("memory", argv)
+    return options
 
 
-def run(options: argparse.Namespace) -> list[Course]:
-    """Observe what the command line asks for and write the JSON file.
+def run(options: argparse.Namespace) -> list[Report]:
+    """Observe what the command line asks for and write the files.
 
     Raises:
         DataError: there are no data.
     """
     dataset = open_data(options.data).train
     dataset = dataset.select(np.arange(min(options.images, len(dataset))))
-    observed = list(courses(dataset, options))
-    if options.json:
-        machine = describe_machine()
-        records = [asdict(course) | {"growth_mb": course.growth_mb, "machine": machine} for course in observed]
-        write_records(options.json, records)
-    return observed
+    machine = describe_machine()
+    found = [report(list(courses(dataset, options)), machine)]
+    write_reports(options, "Memory over epochs that change size", found, machine)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Observe, print the table, write the JSON; return the exit code."""
+    """Observe, print the table, write the files; return the exit code."""
     options = parse(argv)
     try:
-        observed = run(options)
+        found = run(options)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    Console().print(*(sheet.terminal() for sheet in sheets(observed)), describe_machine(), sep="\n", highlight=False)
+    print_reports(found, describe_machine())
     return 0
 
 

@@ -11,52 +11,45 @@ of the best, or within the best one's spread over the rounds; what it costs to h
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/num_workers.py`
 
-from bench.measure import CellError, measure, progress_bar, turns, write_records
+from bench.measure import CellError, measure, progress_bar, turns
 from bench.options import (
+    add_loaders,
     add_measuring,
     add_reports,
     command_line,
     listed,
+    named_loaders,
     not_negative,
     positive,
     shown_command,
+    stopped,
 )
-from bench.page import write_page
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine
-from bench.tables import console, write_csv
 from bench.throughput import long_epoch
-from bench.variants import OWN_LOADERS, PREPARATION_ERRORS, USUAL_LOADERS, prepare, why_missing, without_records
+from bench.variants import OWN_LOADERS, PREPARATION_ERRORS, prepare, without_records
 from bench.worker_cells import Setting, cell
-from bench.worker_results import Result, disturbance, explanations, knees, legend, sections, sheets
+from bench.worker_results import Result, reports
 from engine.model import create_model
 from engine.weights import ModelError
 from loaders.cores import usable_cores
 from loaders.opening import open_data
-from loaders.packed_manifest import is_packed
 
 LOADERS = tuple(name for name in OWN_LOADERS if name != "ffcv:raw256")  # whose prefetch depth can be chosen
 ALONE = "off"
-_INSTALLED = "installed"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line("num_workers", __doc__)
     add = parser.add_argument
-    add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
-    add(
-        "--loaders",
-        type=listed(str, [*LOADERS, _INSTALLED]),
-        default=_INSTALLED,
-        help=f"of {', '.join(LOADERS)}; {_INSTALLED}: {', '.join(USUAL_LOADERS)} where they are, roi for a packed set",
-    )
+    add_loaders(parser, LOADERS)
     counts = ",".join(map(str, range(int(usable_cores()) + 2)))
     add("--num-workers", type=listed(not_negative), default=counts, help="numbers of processes or threads")
     add("--prefetch", type=listed(positive), default="2", help="batches in flight, for each worker (torch) or in all")
@@ -67,9 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_reports(parser)
     options = parser.parse_args(argv)
     options.command = shown_command("num_workers", argv)
-    usual = ["roi"] if is_packed(Path(options.data).expanduser()) else [n for n in USUAL_LOADERS if not why_missing(n)]
-    named = [usual if name == _INSTALLED else [name] for name in options.loaders]
-    options.loaders = list(dict.fromkeys(itertools.chain(*named)))
+    options.loaders = named_loaders(options)
     return options
 
 
@@ -88,7 +79,7 @@ def settings(options: argparse.Namespace) -> list[list[Setting]]:
     ]
 
 
-def run(options: argparse.Namespace) -> list[Result]:
+def run(options: argparse.Namespace) -> list[Report]:
     """Measure what the command line asks for, writing the files as results come in.
 
     Raises:
@@ -111,37 +102,23 @@ def run(options: argparse.Namespace) -> list[Result]:
             cells = [cell(setting, dataset, folders[setting.loader]) for setting in group]
             measured = measure(cells, rounds=options.rounds, seconds=options.seconds, progress=progress)
             results += map(Result, group, measured)
-            write(results, options, machine)
-    return results
-
-
-def write(results: Sequence[Result], options: argparse.Namespace, machine: str) -> None:
-    """Write the files that the command line asks for."""
-    chosen = knees(results)
-    records = [result.record(machine, is_knee=result in chosen) for result in results]
-    if options.json:
-        write_records(options.json, records)
-    if options.csv:
-        write_csv(options.csv, records)
-    if options.html:
-        notes = (legend(), disturbance(results))
-        write_page(options.html, "How many workers are enough", options.command, machine, sections(results), notes)
+            found = reports(results, machine)
+            write_reports(options, "How many workers are enough", found, machine)
+    return reports(results, machine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables and what they say, write the files; return the exit code."""
     options = parse(argv)
     try:
-        results = run(options)
+        found = run(options)
     except (*PREPARATION_ERRORS, ModelError, CellError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was finished is in the files that were asked for", file=sys.stderr)
+        print(stopped(options), file=sys.stderr)
         return 130
-    said = explanations(results)
-    parts = [part for sheet in sheets(results) for part in (sheet.terminal(), *said[sheet.title])]
-    console().print(*parts, "", legend(), disturbance(results), describe_machine(), sep="\n")
+    print_reports(found, describe_machine())
     return 0
 
 

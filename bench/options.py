@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,11 @@ from typing import TypeVar
 
 import torch
 
+from bench.variants import USUAL_LOADERS, why_missing
+from loaders.packed_manifest import is_packed
+
 Item = TypeVar("Item")
+INSTALLED = "installed"  # in place of loaders' names: those that are
 
 
 def listed(convert: Callable[[str], Item], allowed: Sequence[Item] = ()) -> Callable[[str], list[Item]]:
@@ -89,6 +94,38 @@ def add_reports(parser: argparse.ArgumentParser) -> None:
     """Add --csv and --html."""
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the records here as a table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and tables here")
+
+
+def add_loaders(parser: argparse.ArgumentParser, known: Sequence[str]) -> None:
+    """Add --data, and --loaders, whose value `named_loaders` resolves."""
+    usual = ", ".join(USUAL_LOADERS)
+    parser.add_argument(
+        "--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read"
+    )
+    parser.add_argument(
+        "--loaders",
+        type=listed(str, [*known, INSTALLED]),
+        default=INSTALLED,
+        help=f"of {', '.join(known)}; {INSTALLED}: {usual} where they are, roi for a packed set",
+    )
+
+
+def installed_loaders() -> list[str]:
+    """Return the usual loaders that are here."""
+    return [name for name in USUAL_LOADERS if not why_missing(name)]
+
+
+def named_loaders(options: argparse.Namespace) -> list[str]:
+    """Return the loaders that the command line names, each once."""
+    usual = ["roi"] if is_packed(Path(options.data).expanduser()) else installed_loaders()
+    named = (usual if name == INSTALLED else [name] for name in options.loaders)
+    return list(dict.fromkeys(itertools.chain(*named)))
+
+
+def stopped(options: argparse.Namespace) -> str:
+    """Return what to say to whom has stopped a benchmark."""
+    written = [str(file) for file in (options.json, options.csv, options.html) if file]
+    return "stopped" + (f"; what was finished is in {', '.join(written)}" if written else "")
 
 
 def shown_command(program: str, argv: Sequence[str] | None) -> str:

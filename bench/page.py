@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup, escape
+from PIL import Image
 
+from bench.style import DARK, LIGHT, SANS, SHAPES, VARIABLES, color_rules
 from bench.tables import Sheet
 from loaders.files import atomic_file
 
-_LIGHT = ("#2b6c8f", "#c4572f", "#5f8f4a", "#7d6aa8", "#b8871f", "#3d8f8a", "#a8506f", "#68757c")
-_DARK = ("#6db3d6", "#ec8a62", "#94c47e", "#a794d6", "#e5b251", "#72c4be", "#dd8aa6", "#a2aeb4")
-
-
-def _variables(colors: Sequence[str]) -> str:
-    return " ".join(f"--series{number}: {color};" for number, color in enumerate(colors))
-
-
-def _color_classes() -> str:
-    return "\n".join(
-        f"svg .fill{n} {{ fill: var(--series{n}); }} svg .stroke{n} {{ stroke: var(--series{n}); }} "
-        f"svg .text{n} {{ fill: var(--series{n}); }}"
-        for n in range(len(_LIGHT))
-    )
-
-
 _STYLE = f"""
 :root {{
-  color-scheme: light dark; {_variables(_LIGHT)}
-  --paper: #fbfaf8; --card: #ffffff; --ink: #1d2429; --soft: #5d686f; --rule: #e5e2dc; --grid: #d9dedf;
+  color-scheme: light dark; {LIGHT.variables()}
 }}
 @media (prefers-color-scheme: dark) {{
-  :root {{
-    {_variables(_DARK)}
-    --paper: #14181b; --card: #1b2024; --ink: #e6e8e9; --soft: #98a3a9; --rule: #2c3338; --grid: #363f45;
-  }}
+  :root {{ {DARK.variables()} }}
 }}
 * {{ box-sizing: border-box; }}
 body {{
   margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 Inter, "Helvetica Neue", "Segoe UI", Roboto, Arial, sans-serif; font-feature-settings: "tnum";
+  font: 15px/1.55 {SANS}; font-feature-settings: "tnum";
 }}
 main {{ max-width: 1120px; margin: 0 auto; padding: 56px 32px 80px; }}
 h1, h2 {{ font-family: Charter, "Iowan Old Style", "Source Serif 4", Georgia, "Liberation Serif", serif; }}
@@ -56,16 +41,12 @@ ul {{ margin: 12px 0; padding-left: 20px; }}
 .card {{ background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 18px 20px;
   margin: 18px 0 0; min-width: 0; overflow-x: auto; }}
 svg {{ display: block; max-width: 760px; margin: 0 auto; }}
-svg text {{ font-family: inherit; font-size: 11.5px; fill: var(--ink); }}
-svg .tick {{ fill: var(--soft); font-size: 11px; }}
-svg .label, svg .group {{ font-weight: 600; }}
-svg .grid {{ stroke: var(--grid); }}
-svg .band {{ opacity: .16; }}
-svg .line {{ fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }}
-svg .ring {{ fill: none; stroke-width: 1.6; }}
-svg .mark {{ paint-order: stroke; stroke: var(--card); stroke-width: 3px; }}
-svg .whisker {{ fill: none; stroke: var(--ink); stroke-width: 1.2; opacity: .75; }}
-{_color_classes()}
+svg text {{ font-family: inherit; }}
+{SHAPES}
+{color_rules(VARIABLES)}
+.images {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(224px, 1fr)); gap: 14px; margin: 18px 0; }}
+.images figure {{ margin: 0; }}
+.images img {{ width: 100%; max-width: 320px; border-radius: 3px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; }}
 th {{ font-weight: 600; color: var(--soft); font-size: 12px; }}
 th, td {{ padding: 5px 0 5px 14px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }}
@@ -85,12 +66,14 @@ class Section:
         sentences: what it shows, in words.
         charts: captions and ``svg`` elements.
         sheets: tables.
+        images: captions and images, uint8 (H, W, 3), which stand side by side.
     """
 
     title: str
     sentences: Sequence[str] = ()
     charts: Sequence[tuple[str, Markup]] = ()
     sheets: Sequence[Sheet] = ()
+    images: Sequence[tuple[str, np.ndarray]] = ()
 
     def html(self) -> Markup:
         cards = [
@@ -101,8 +84,20 @@ class Section:
         if self.sentences:
             parts += [Markup("<ul>"), *(Markup("<li>{}</li>").format(text) for text in self.sentences), Markup("</ul>")]
         parts += [Markup('<div class="charts">'), *cards, Markup("</div>")]
+        if self.images:
+            shown = Markup("").join(_figure(caption, pixels) for caption, pixels in self.images)
+            parts.append(Markup('<div class="images">{}</div>').format(shown))
         parts += [_table(sheet) for sheet in self.sheets]
         return Markup("").join([*parts, Markup("</section>")])
+
+
+def _figure(caption: str, pixels: np.ndarray) -> Markup:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    return Markup(
+        '<figure><img src="data:image/png;base64,{}" alt="{}"><figcaption class="soft">{}</figcaption></figure>'
+    ).format(data, caption, caption)
 
 
 def _table(sheet: Sheet) -> Markup:

@@ -13,26 +13,22 @@ do not explain. A finished batch is handed out where it is: nothing is copied.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numba import njit
-from rich.console import Console
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/region_profile.py`
 
-from bench.measure import write_records
-from bench.options import command_line, listed, positive
+from bench.options import add_reports, command_line, listed, positive, shown_command
 from bench.peers import FLIP, RATIO, SCALE
+from bench.region_profile_results import Profile, Times, report
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine
-from bench.tables import Sheet
 from bench.variants import PLAIN, PREPARATION_ERRORS, prepare, why_missing
 from kernels.checksum import xxh64
 from kernels.color import ycbcr_to_rgb
@@ -47,8 +43,6 @@ from loaders.plan import BatchPlan, EpochPlan, View
 from loaders.roi_jobs import Job, Worker
 
 PROFILED = ("roi", "roi:256", "roi:keep", PLAIN)
-STEPS = ("batch", "read, check", "header", "cut", "decoder", "decode", "resample", "color")
-TOTALS = ("sum", "whole", "rest")
 _NO_DECODER = 0  # the library refuses it at once
 
 
@@ -122,46 +116,6 @@ def _convert_all(count: int, rows: np.ndarray, out: np.ndarray) -> None:
         image = out[sample % len(out)]
         for y in range(image.shape[1]):
             ycbcr_to_rgb(rows[0], rows[1], rows[2], image[0, y], image[1, y], image[2, y])
-
-
-@dataclass(frozen=True)
-class Times:
-    """CPU times of one thread over repetitions, in ms per image: the smallest and the median."""
-
-    min: float
-    median: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Times:
-        return cls(min(values), statistics.median(values))
-
-    def __add__(self, other: Times) -> Times:
-        return Times(self.min + other.min, self.median + other.median)
-
-    def __sub__(self, other: Times) -> Times:
-        return Times(self.min - other.min, self.median - other.median)
-
-    def __str__(self) -> str:
-        return f"{1000 * self.min:.1f} ({1000 * self.median:.1f})"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What the steps take for one set and one size.
-
-    Attributes:
-        loader: with its variant.
-        resolution: of the results, pixels.
-        images: what was measured over.
-        left_out: images of the set that the compiled code leaves to Pillow.
-        times: of STEPS and TOTALS, by name.
-    """
-
-    loader: str
-    resolution: int
-    images: int
-    left_out: int
-    times: dict[str, Times]
 
 
 class SamplePath:
@@ -297,27 +251,6 @@ def steps(measured: dict[str, Times]) -> dict[str, Times]:
     return times
 
 
-def sheets(profiles: Sequence[Profile]) -> list[Sheet]:
-    """Return a table for each size, a column for each set."""
-    tables = []
-    for resolution in dict.fromkeys(profile.resolution for profile in profiles):
-        chosen = [profile for profile in profiles if profile.resolution == resolution]
-        rows = [[name, *(str(profile.times[name]) for profile in chosen)] for name in (*STEPS, *TOTALS)]
-        headings = ("µs per image", *(profile.loader for profile in chosen))
-        tables.append(Sheet(f"{resolution} px, CPU time of one thread: the least (median)", headings, rows))
-    return tables
-
-
-def notes(profiles: Sequence[Profile]) -> str:
-    """Return what was measured over."""
-    over = {profile.loader: profile for profile in profiles}.values()
-    return "; ".join(
-        f"{profile.loader}: {profile.images} images"
-        + (f", {profile.left_out} left out that go the way over Pillow" if profile.left_out else "")
-        for profile in over
-    )
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line("region_profile", __doc__)
@@ -329,11 +262,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=positive, default=500, help="images to measure over, at most")
     add("--repetitions", type=positive, default=20, help="times that each step is measured")
     add("--json", type=Path, metavar="FILE", help="write the records here")
-    return parser.parse_args(argv)
+    add_reports(parser)
+    options = parser.parse_args(argv)
+    options.command = shown_command("region_profile", argv)
+    return options
 
 
-def run(options: argparse.Namespace) -> list[Profile]:
-    """Measure what the command line asks for, and write the JSON file.
+def run(options: argparse.Namespace) -> list[Report]:
+    """Measure what the command line asks for, and write the files.
 
     Raises:
         DataError, PackError, ImportError: there are no data, they cannot be packed, or libjpeg-turbo is missing.
@@ -353,40 +289,24 @@ def run(options: argparse.Namespace) -> list[Profile]:
         for name, resolution in progress:
             progress.set_postfix_str(f"{name}, {resolution} px")
             profiles.append(profile(name, datasets[name], resolution, options.batch_size, options.repetitions))
-    if options.json:
-        machine = describe_machine()
-        write_records(options.json, [record for made in profiles for record in records(made, machine)])
-    return profiles
-
-
-def records(made: Profile, machine: str) -> list[dict[str, Any]]:
-    """Return the records of the JSON file, one for each step and total."""
-    return [
-        {
-            "loader": made.loader,
-            "resolution": made.resolution,
-            "images": made.images,
-            "step": step,
-            "cpu_ms_per_image": {"min": times.min, "median": times.median},
-            "machine": machine,
-        }
-        for step, times in made.times.items()
-    ]
+    machine = describe_machine()
+    found = [report(profiles, machine)]
+    write_reports(options, "Where the region loader's time goes", found, machine)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, write the JSON; return the exit code."""
+    """Measure, print the tables, write the files; return the exit code."""
     options = parse(argv)
     try:
-        profiles = run(options)
+        found = run(options)
     except PREPARATION_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    tables = [sheet.terminal() for sheet in sheets(profiles)]
-    Console().print(*tables, notes(profiles), describe_machine(), sep="\n", highlight=False)
+    print_reports(found, describe_machine())
     return 0
 
 

@@ -21,18 +21,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from markupsafe import Markup
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/region_speed.py`
 
-from bench.measure import CellError, Spread, measure, progress_bar, turns, write_records
-from bench.options import add_measuring, command_line, listed, positive
+from bench.charts import Bar, Key, bar_chart
+from bench.measure import CellError, Spread, measure, progress_bar, turns
+from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command, stopped
+from bench.page import Section
 from bench.peers import Output, Work
 from bench.region_targets import GROWTH, GROWTH_AIM_MB, GROWTH_BAR_MB, MEMORY, RUNS, TARGETS, Row, Side, Target
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import MEGABYTE, describe_machine
 from bench.tables import Sheet
-from bench.throughput import OUTPUTS, Result, cell, disturbance, long_epoch, own_images
+from bench.throughput import OUTPUTS, Result, cell, long_epoch, own_images
 from bench.variants import PREPARATION_ERRORS, prepare
 from loaders.dataset import ImageDataset
 from loaders.opening import DataError, open_data
@@ -138,16 +141,32 @@ def private_mb() -> float:
     return int(line.split()[1]) * 1024 / MEGABYTE
 
 
-def sheets(rows: Sequence[Row]) -> list[Sheet]:
-    """Return for each output a table of the rows, and one of the rates that they are made from."""
-    tables = []
+def reports(rows: Sequence[Row], machine: str) -> list[Report]:
+    """Return for each output a table of the rows, a chart of them, and a table of the rates that they are made from."""
+    found = []
     for output in dict.fromkeys(row.output for row in rows):
         chosen = [row for row in rows if row.output == output]
-        tables.append(Sheet(f"{output}, what is to be reached", _HEADINGS, [row.cells() for row in chosen]))
+        sheets = [Sheet(f"{output}, what is to be reached", _HEADINGS, [row.cells() for row in chosen])]
         rates = [rate_cells(result) for result in results_of(chosen)]
         if rates:
-            tables.append(Sheet(f"{output}, rates", _RATE_HEADINGS, rates))
-    return tables
+            sheets.append(Sheet(f"{output}, rates", _RATE_HEADINGS, rates))
+        missing = dict.fromkeys(f"Not measured: {row.why_missing}." for row in chosen if row.why_missing)
+        section = Section(f"The region loader, {output}", list(missing), _charts(chosen, output), sheets)
+        records = [row.record(machine) for row in chosen]
+        found.append(Report(sheets, records, section))
+    return found
+
+
+def _charts(rows: Sequence[Row], output: Output) -> list[tuple[str, Markup]]:
+    """Return the chart of ratios, with what they are to reach; none where nothing could be measured."""
+    bars = [
+        Bar(row.title, row.figure, 0, limits=(row.bar, row.aim))
+        for row in rows
+        if row.figure is not None and not row.at_most
+    ]
+    caption = f"How many times as fast, {output}: median of the rates, and from smallest to largest within a round"
+    key = (Key("bar", limit=0), Key("aim", limit=1))
+    return [(caption, bar_chart(bars, title=caption, unit="ratio of rates", key=key))] if bars else []
 
 
 def results_of(rows: Sequence[Row]) -> list[Result]:
@@ -169,12 +188,6 @@ def rate_cells(result: Result) -> list[str]:
     ]
 
 
-def notes(rows: Sequence[Row]) -> str:
-    """Return what has to be said of the figures: what is missing, and what disturbed them."""
-    reasons = dict.fromkeys(row.why_missing for row in rows if row.why_missing)
-    return "\n".join(filter(None, [*(f"Not measured: {reason}." for reason in reasons), disturbance(results_of(rows))]))
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line("region_speed", __doc__)
@@ -184,11 +197,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=64, help="images of a batch")
     add("--output", type=listed(str, OUTPUTS), default=",".join(OUTPUTS), help="bytes, or normalized on the device")
     add_measuring(parser)
-    return parser.parse_args(argv)
+    add_reports(parser)
+    options = parser.parse_args(argv)
+    options.command = shown_command("region_speed", argv)
+    return options
 
 
-def run(options: argparse.Namespace) -> list[Row]:
-    """Measure what the command line asks for, writing the JSON file as results come in.
+def run(options: argparse.Namespace) -> list[Report]:
+    """Measure what the command line asks for, writing the files as results come in.
 
     Raises:
         CellError: a loader failed.
@@ -200,24 +216,22 @@ def run(options: argparse.Namespace) -> list[Row]:
     with progress_bar(bench.turns()) as progress:
         for of_run in bench.rows(progress):
             rows += of_run
-            if options.json:
-                write_records(options.json, [row.record(machine) for row in rows])
-    return rows
+            write_reports(options, "The region loader", reports(rows, machine), machine)
+    return reports(rows, machine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, write the JSON; return the exit code."""
+    """Measure, print the tables, write the files; return the exit code."""
     options = parse(argv)
     try:
-        rows = run(options)
+        found = run(options)
     except (*PREPARATION_ERRORS, CellError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped" + (f"; finished runs are in {options.json}" if options.json else ""), file=sys.stderr)
+        print(stopped(options), file=sys.stderr)
         return 130
-    tables = [sheet.terminal() for sheet in sheets(rows)]
-    Console().print(*tables, notes(rows), describe_machine(), sep="\n", highlight=False)
+    print_reports(found, describe_machine())
     return 0
 
 

@@ -170,5 +170,6 @@ class Row:
             "met": None if self.figure is None else self.reaches(self.bar),
             "why_missing": self.why_missing,
             "cells": [result.record(machine) for result in self.results],
+            "disturbed_rounds": sum(result.measurement.disturbed_rounds for result in self.results),
             "machine": machine,
         }

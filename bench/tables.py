@@ -14,7 +14,7 @@ from rich.table import Table
 
 from loaders.files import atomic_file
 
-_FILE_WIDTH = 140  # characters
+_FILE_WIDTH = 170  # characters
 
 
 @dataclass(frozen=True)

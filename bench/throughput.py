@@ -36,36 +36,34 @@ from bench.measure import (
     measure,
     progress_bar,
     turns,
-    write_records,
 )
 from bench.options import (
+    add_loaders,
     add_measuring,
     add_reports,
     command_line,
     listed,
+    named_loaders,
     not_negative,
     positive,
     shown_command,
+    stopped,
 )
-from bench.page import write_page
 from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work, is_installed
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine
-from bench.tables import console, write_csv
-from bench.throughput_results import Result, disturbance, legend, run_of, sections, sheets
+from bench.throughput_results import Result, reports, run_of
 from bench.variants import (
     OWN_LOADERS,
     PREPARATION_ERRORS,
-    USUAL_LOADERS,
     open_loader,
     prepare,
-    why_missing,
     without_records,
 )
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
 from loaders.opening import open_data
 from loaders.packed import open_packed
-from loaders.packed_manifest import is_packed
 from loaders.plan import EpochPlan, View
 from loaders.transfer import Transfer
 
@@ -81,7 +79,6 @@ COMPARED_WITH = {
     **dict.fromkeys(("roi", "roi:keep", "roi:plain", "roi:renditions", "roi:renditions-256"), _REGION_PEERS),
     "roi:256": ("peer:ffcv-raw256",),
 }
-_INSTALLED = "installed"
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
@@ -160,16 +157,9 @@ def long_epoch(dataset: Dataset) -> Dataset:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    known = [*OWN_LOADERS, *PEERS]
     parser = command_line("throughput", __doc__)
     add = parser.add_argument
-    add("--data", default="demo", help="a folder, demo, or a known data set's name; its training split is read")
-    add(
-        "--loaders",
-        type=listed(str, [*known, _INSTALLED]),
-        default=_INSTALLED,
-        help=f"of {', '.join(known)}; {_INSTALLED}: {', '.join(USUAL_LOADERS)} where they are, roi for a packed set",
-    )
+    add_loaders(parser, [*OWN_LOADERS, *PEERS])
     add("--peers", action="store_true", help="also measure other loaders in their own plain form")
     add("--num-workers", type=listed(not_negative), default=f"{int(usable_cores())}", help="processes or threads")
     add("--resolutions", type=listed(positive), default="128,224", help="sides of the images delivered, pixels")
@@ -184,14 +174,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_reports(parser)
     options = parser.parse_args(argv)
     options.command = shown_command("throughput", argv)
-    usual = ["roi"] if is_packed(Path(options.data).expanduser()) else [n for n in USUAL_LOADERS if not why_missing(n)]
     peers = [name for name in PEERS if options.peers and is_installed(name)]
-    named = [usual if name == _INSTALLED else [name] for name in options.loaders]
-    options.loaders = list(dict.fromkeys(itertools.chain(*named, peers)))
+    options.loaders = list(dict.fromkeys([*named_loaders(options), *peers]))
     return options
 
 
-def run(options: argparse.Namespace) -> list[Result]:
+def run(options: argparse.Namespace) -> list[Report]:
     """Measure what the command line asks for, writing the files as results come in.
 
     Raises:
@@ -212,32 +200,23 @@ def run(options: argparse.Namespace) -> list[Result]:
     machine = describe_machine()
 
     def save(results: list[Result]) -> None:
-        records = [result.record(machine) for result in results]
-        if options.json:
-            write_records(options.json, records)
-        if options.csv:
-            write_csv(options.csv, records)
-        if options.html:
-            notes = (legend(), disturbance(results))
-            write_page(options.html, "How fast loaders deliver", options.command, machine, sections(results), notes)
+        write_reports(options, "How fast loaders deliver", reports(results, machine), machine)
 
-    return compare(loaders, works, options.rounds, options.seconds, save)
+    return reports(compare(loaders, works, options.rounds, options.seconds, save), machine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the files; return the exit code."""
     options = parse(argv)
     try:
-        results = run(options)
+        found = run(options)
     except (*PREPARATION_ERRORS, CellError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        written = [str(file) for file in (options.json, options.csv, options.html) if file]
-        print("stopped" + (f"; finished tables are in {', '.join(written)}" if written else ""), file=sys.stderr)
+        print(stopped(options), file=sys.stderr)
         return 130
-    tables = [sheet.terminal() for sheet in sheets(results)]
-    console().print(*tables, legend(), disturbance(results), describe_machine(), sep="\n")
+    print_reports(found, describe_machine())
     return 0
 
 

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.charts import Bar, bar_chart
-from bench.measure import FOREIGN_CPU_LIMIT, Measurement, Ratio
+from markupsafe import Markup
+
+from bench.charts import Bar, Key, bar_chart
+from bench.measure import Measurement, Ratio
 from bench.page import Section
-from bench.peers import Output, Work
+from bench.peers import PEERS, Output, Work
+from bench.reports import Report
 from bench.tables import Sheet, plural
 from bench.variants import split_name
 from loaders.cores import usable_cores
 
 HEADINGS = ("loader", "workers", "images/s", "ratio", "to", "cpu-ms", "roof", "kB", "MB", "first s", "others")
 _RATIO_COLUMNS = slice(3, 5)  # left out where nothing is compared
+_OURS, _THEIRS = 0, 7  # colors
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,27 @@ def run_of(work: Work) -> tuple[Output, int, int]:
 
 
 def by_run(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Return the results under the title of their run: fewest workers first, then the fastest loader."""
-    order = sorted(
-        results,
-        key=lambda r: (*run_of(r.work), r.work.num_workers, -r.measurement.images_per_second.median),
-    )
+    """Return the results under the title of their run."""
     several = len({result.work.batch_size for result in results}) > 1
     titled: dict[str, list[Result]] = {}
-    for result in order:
+    for result in sorted(results, key=lambda result: run_of(result.work)):
         work = result.work
         title = f"{work.output}, {work.resolution} px" + f", batches of {work.batch_size}" * several
         titled.setdefault(title, []).append(result)
     return titled
 
 
-def sheets(results: Sequence[Result]) -> list[Sheet]:
-    """Return a table for each output, resolution and batch size."""
-    return [_sheet(title, group) for title, group in by_run(results).items()]
+def reports(results: Sequence[Result], machine: str) -> list[Report]:
+    """Return a chart, a table and the records of each output, resolution and batch size."""
+    found = []
+    for title, group in by_run(results).items():
+        ranked = sorted(group, key=lambda r: (r.work.num_workers, -r.measurement.images_per_second.median))
+        sheets = [_sheet(title, ranked)]
+        records = [result.record(machine) for result in group]
+        caption = f"Images per second, {title}: median, and from smallest to largest"
+        section = Section(title, (), [(caption, _chart(title, ranked))], sheets)
+        found.append(Report(sheets, records, section, legend()))
+    return found
 
 
 def _sheet(title: str, results: Sequence[Result]) -> Sheet:
@@ -98,25 +106,20 @@ def _sheet(title: str, results: Sequence[Result]) -> Sheet:
     return Sheet(title, tuple(headings), rows)
 
 
-def sections(results: Sequence[Result]) -> list[Section]:
-    """Return the parts of the page: a chart and a table for each output, resolution and batch size."""
-    colors = {name: number for number, name in enumerate(dict.fromkeys(result.loader for result in results))}
-    found = []
-    for title, group in by_run(results).items():
-        several = len({result.work.num_workers for result in group}) > 1
-        bars = [
-            Bar(
-                result.loader,
-                result.measurement.images_per_second,
-                colors[result.loader],
-                plural(result.work.num_workers, "worker") * several,
-            )
-            for result in group
-        ]
-        chart = bar_chart(bars, title=f"Images per second: {title}", unit="images/s")
-        caption = "Images per second: median, and from smallest to largest"
-        found.append(Section(title, (), [(caption, chart)], [_sheet(title, group)]))
-    return found
+def _chart(title: str, results: Sequence[Result]) -> Markup:
+    several = len({result.work.num_workers for result in results}) > 1
+    bars = [
+        Bar(
+            result.loader,
+            result.measurement.images_per_second,
+            _THEIRS if result.loader in PEERS else _OURS,
+            plural(result.work.num_workers, "worker") * several,
+        )
+        for result in results
+    ]
+    key = (Key("Headrace", _OURS), Key("others in their plain form", _THEIRS))
+    mixed = len({bar.color for bar in bars}) > 1
+    return bar_chart(bars, title=f"Images per second: {title}", unit="images/s", key=key if mixed else ())
 
 
 def lines(result: Result) -> list[list[str]]:
@@ -140,23 +143,6 @@ def lines(result: Result) -> list[list[str]]:
     ]
     rest = [""] * (len(first) - 5)
     return [first, *(["", "", "", *ratio, *rest] for ratio in ratios[1:])]
-
-
-def disturbance(results: Sequence[Result]) -> str:
-    """Return a sentence on the rounds in which other processes took the CPU; empty where there were none."""
-    return disturbed_rounds([result.measurement for result in results])
-
-
-def disturbed_rounds(measurements: Sequence[Measurement]) -> str:
-    """Return a sentence on the rounds in which other processes took the CPU; empty where there were none."""
-    disturbed = sum(measurement.disturbed_rounds for measurement in measurements)
-    if not disturbed:
-        return ""
-    total = sum(len(measurement.rounds) for measurement in measurements)
-    return (
-        f"*: in {disturbed} of {total} turns other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine: "
-        "the rates are too low there; ratios and cpu-ms hold better."
-    )
 
 
 def legend() -> str:

@@ -16,49 +16,39 @@ command that is repeated there makes only those that are missing.
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/training.py`
 
 from bench import training_loop, training_schedules, training_stall
-from bench.charts import Bar, bar_chart
-from bench.measure import FOREIGN_CPU_LIMIT, CellError, write_records
-from bench.options import add_measuring, add_reports, command_line, listed, not_negative, positive, shown_command
-from bench.page import Section, write_page
+from bench.measure import CellError
+from bench.options import (
+    add_measuring,
+    add_reports,
+    command_line,
+    installed_loaders,
+    listed,
+    not_negative,
+    positive,
+    shown_command,
+)
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine
-from bench.tables import Sheet, write_csv
+from bench.training_options import add_engine, engine_arguments, model_for
 from bench.training_runs import Outcome, Run, RunError, Runner
-from bench.variants import USUAL_LOADERS, why_missing
+from bench.variants import USUAL_LOADERS
 from engine.command import load_config
-from engine.model import auto_model
 from engine.values import ConfigError, Target, parse_target
 from loaders.contract import LoaderError
 
-_INSTALLED = "installed"
 _USUAL_SCHEDULES = ((96,), (64, 96), (64, 80, 96))
-_WIDTH = 120  # columns of what is printed into a file
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an experiment has found so far."""
-
-    sheets: Sequence[Sheet]
-    records: Sequence[dict[str, Any]]
-    section: Section
-    legend: str
 
 
 Save = Callable[[Report], None]
@@ -116,15 +106,8 @@ def loop(options: argparse.Namespace, runner: Runner, save: Save) -> None:
     for resolution in options.resolutions:
         work = training_loop.Work(options.model, resolution, options.batch_size, options.amp, options.device)
         results += training_loop.compare(work, options.rounds, options.seconds)
-        sheets = training_loop.sheets(results)
-        rates = [
-            Bar(result.loop, result.measurement.images_per_second, number % 2, f"{result.work.resolution} px")
-            for number, result in enumerate(results)
-        ]
-        chart = bar_chart(rates, title="Images per second of both loops", unit="images/s")
-        section = Section("The training loop", (), [("Images per second on synthetic images", chart)], sheets)
-        records = [{"experiment": "loop", **result.record(runner.machine)} for result in results]
-        save(Report(sheets, records, section, ""))
+        report = training_loop.report(results, runner.machine)
+        save(replace(report, records=[{"experiment": "loop", **record} for record in report.records]))
 
 
 EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Runner, Save], None]] = {
@@ -157,20 +140,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     every = ",".join(EXPERIMENTS)
     add("--experiment", type=listed(str, list(EXPERIMENTS)), default=every, help=f"of {every}")
-    add("--data", default="demo", help="a folder, demo, or a known data set's name")
-    add("--model", help="network; without it the one that engine.train takes for the largest size")
-    add("--batch-size", type=positive, default=64, help="images of a batch")
-    add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="number format")
-    add("--limit-train", type=not_negative, default=0, help="use so many training images, drawn by the seed; 0: all")
-    add("--limit-val", type=not_negative, default=0, help="use so many validation images, drawn by the seed; 0: all")
-    add("--threads", type=not_negative, default=0, help="threads of PyTorch on the CPU; 0: by the cores")
-    add("--num-workers", type=not_negative, help="processes or threads of a loader; without it by the cores")
-    add("--options", type=shlex.split, default="", help="further options of engine.train, in one pair of quotes")
+    add_engine(parser)
     add(
         "--loaders",
-        type=listed(str, [*USUAL_LOADERS, _INSTALLED]),
-        default=_INSTALLED,
-        help=f"stall: of {', '.join(USUAL_LOADERS)}; {_INSTALLED}: those that are. schedules: the first of them",
+        type=listed(str, USUAL_LOADERS),
+        help=f"stall: of {', '.join(USUAL_LOADERS)}; without it those that are. schedules: the first of them",
     )
     add("--resolutions", type=listed(positive), default="96", help="stall, loop: sides of the images, pixels")
     add("--stall-epochs", type=positive, default=3, help="stall: epochs of a run; the first does not count")
@@ -185,38 +159,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=positive, default=10, help="schedules: epochs of the runs at equal epochs")
     add("--seeds", type=listed(not_negative), default="0,1,2", help="schedules: a run for each")
     add("--target", type=target, help="schedules: such as top1=90; without it what the first schedule always reaches")
-    add("--output", type=Path, metavar="DIR", help="keep the runs here, and go on with those that are there")
     add_measuring(parser)
     add_reports(parser)
     options = parser.parse_args(argv)
     options.command = shown_command("training", argv)
-    usual = [name for name in USUAL_LOADERS if not why_missing(name)]
-    named = [usual if name == _INSTALLED else [name] for name in options.loaders]
-    options.loaders = list(dict.fromkeys(chain(*named)))
+    options.loaders = list(dict.fromkeys(options.loaders or installed_loaders()))
     options.schedules = list(dict.fromkeys(options.schedules or _USUAL_SCHEDULES))
     options.resolutions, options.seeds = list(dict.fromkeys(options.resolutions)), list(dict.fromkeys(options.seeds))
-    largest = max([*options.resolutions, *chain(*options.schedules)])
-    options.model = options.model or auto_model(largest, torch.device(options.device))
+    options.model = options.model or model_for([*options.resolutions, *chain(*options.schedules)], options)
     options.arguments = engine_arguments(options)
     return options
-
-
-def engine_arguments(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return the options of engine.train that all runs have."""
-    folder = Path(options.data).expanduser()
-    workers = "auto" if options.num_workers is None else str(options.num_workers)
-    named = {
-        "model": options.model,
-        "batch-size": options.batch_size,
-        "amp": options.amp,
-        "limit-train": options.limit_train,
-        "limit-val": options.limit_val,
-        "threads": options.threads,
-        "num-workers": workers,
-        "device": options.device,
-    }
-    pairs = chain(*((f"--{name}", str(value)) for name, value in named.items()))
-    return (str(folder.resolve()) if folder.is_dir() else options.data, *pairs, *options.options)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -249,33 +201,10 @@ def run(options: argparse.Namespace) -> list[Report]:
 
             def save(report: Report, name: str = name) -> None:
                 reports[name] = report
-                _write(options, list(reports.values()), machine)
+                write_reports(options, "Whole training runs", list(reports.values()), machine)
 
             EXPERIMENTS[name](options, runner, save)
     return list(reports.values())
-
-
-def _write(options: argparse.Namespace, reports: Sequence[Report], machine: str) -> None:
-    records = [record for report in reports for record in report.records]
-    if options.json:
-        write_records(options.json, records)
-    if options.csv:
-        write_csv(options.csv, records)
-    if options.html:
-        sections = [report.section for report in reports]
-        notes = [*(report.legend for report in reports), disturbance(records)]
-        write_page(options.html, "Whole training runs", options.command, machine, sections, notes)
-
-
-def disturbance(records: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on runs beside which other processes took the CPU; empty where there were none."""
-    disturbed = sum(record["disturbed_rounds"] for record in records)
-    if not disturbed:
-        return ""
-    return (
-        f"*: beside {disturbed} runs or turns other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine: "
-        "seconds are too many there, and rates too low."
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,13 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = f"; finished runs are kept in {options.output}" if options.output else ""
         print(f"stopped{kept}", file=sys.stderr)
         return 130
-    tables = [sheet.terminal() for report in reports for sheet in report.sheets]
-    sentences = [sentence for report in reports for sentence in report.section.sentences]
-    legends = [report.legend for report in reports if report.legend]
-    records = [record for report in reports for record in report.records]
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(
-        *tables, *sentences, *legends, disturbance(records), describe_machine(), sep="\n", highlight=False
-    )
+    print_reports(reports, describe_machine())
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Accuracy over seconds as inline SVG: a line with its band for each schedule, named where it ends.
+"""Accuracy as inline SVG: over seconds, a line with its band for each schedule; of single runs, a dot for each seed.
 
-The colors are those of the page (bench.page), as in bench.charts.
+The colors are those of bench.style, as in bench.charts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from html import escape
 
 from markupsafe import Markup
 
-from bench.charts import COLORS, spread_out
-from bench.training_curves import Point
+from bench.charts import spread_out
+from bench.style import COLORS
+from bench.training_curves import Point, Statistics
 from engine.charts import number, ticks
 
 _CHARACTER = 6.4  # width of a letter at the page's size, at most on average, pixels
 _LEFT, _UPPER, _BELOW = 46.0, 26.0, 38.0  # room for the axes, pixels
+_ROW = 34.0  # from one row of dots to the next
 _MINUTES_FROM = 600.0  # seconds from which on an axis is in minutes
 
 
@@ -74,7 +76,7 @@ def time_chart(
     longest = max(line.points[-1].seconds for line in lines)
     values = [value for line in lines for point in line.points for value in (point.metric.min, point.metric.max)]
     scale = [tick for tick in ticks(min(values), max(values), 5) if 0 <= tick <= 100]
-    right = width - 20.0 - _CHARACTER * max(map(len, names))
+    right = width - 23.0 - _CHARACTER * max(map(len, names))
     axes = _Axes(right, height - _BELOW, longest, scale[0], max(scale[-1], *values))
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="{escape(title)}">',
@@ -137,7 +139,58 @@ def _labels(lines: Sequence[Line], names: Sequence[str], axes: _Axes) -> Iterato
                 f'<path class="line stroke{color}" style="stroke-width:1.2" stroke-dasharray="1 4" '
                 f'd="M{x + 6:.1f} {y:.1f}L{axes.right + 4:.1f} {placed:.1f}"/>'
             )
-        yield _text(axes.right + 8, placed + 4, name, "start", f"label text{color}")
+        yield _text(axes.right + 11, placed + 4, name, "start", f"label text{color}")
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A row of a chart of single values: its name, and a value in percent for each seed."""
+
+    name: str
+    values: Sequence[float]
+
+
+def dot_chart(rows: Sequence[Dots], *, title: str, width: int = 640) -> Markup:
+    """Draw a dot for each value and a line at the mean of each row, over an axis in percent that need not begin at 0.
+
+    Args:
+        rows: from top to bottom; the mean and the standard deviation are written behind each.
+        title: read by screen readers.
+        width: pixels of the drawing, which scales with the page.
+
+    Returns:
+        An ``svg`` element; empty without rows.
+    """
+    if not rows:
+        return Markup("")
+    found = [Statistics.of(row.values) for row in rows]
+    labels = [f"{one.mean:.2f} ± {one.deviation:.2f}" for one in found]
+    values = [value for row in rows for value in row.values]
+    scale = ticks(min(values), max(values), 5)
+    left = 22.0 + _CHARACTER * max(len(row.name) for row in rows)
+    right = width - 22.0 - _CHARACTER * max(map(len, labels))
+    lower = 8 + _ROW * len(rows)
+
+    def place(value: float) -> float:
+        return left + (right - left) * (value - scale[0]) / (scale[-1] - scale[0])
+
+    parts = [f'<svg viewBox="0 0 {width} {lower + 44:.0f}" width="100%" role="img" aria-label="{escape(title)}">']
+    for tick in scale:
+        x = place(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{lower:.1f}"/>')
+        parts.append(_text(x, lower + 16, f"{tick:g}", "middle", "tick"))
+    parts.append(_text(right, lower + 34, "top-1, %", "end", "tick"))
+    for number_of_row, (row, one, label) in enumerate(zip(rows, found, labels, strict=True)):
+        y, mean = 8 + _ROW * (number_of_row + 0.5), place(one.mean)
+        parts.append(_text(left - 14, y + 4, row.name, "end", "name"))
+        parts.append(f'<path class="limit" d="M{mean:.1f} {y - 10:.1f}v20"/>')
+        for value in row.values:
+            tip = escape(f"{row.name}: {value:.2f} %")
+            parts.append(
+                f'<circle class="fill0" cx="{place(value):.1f}" cy="{y:.1f}" r="4.5"><title>{tip}</title></circle>'
+            )
+        parts.append(_text(right + 14, y + 4, label, "start", "value"))
+    return Markup("".join([*parts, "</svg>"]))
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

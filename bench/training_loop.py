@@ -20,15 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/training_loop.py`
 
-from bench.measure import Batches, Cell, CellError, Measurement, Ratio, measure, write_records
-from bench.options import add_measuring, command_line, listed, positive
+from bench.charts import Bar, bar_chart
+from bench.measure import Batches, Cell, CellError, Measurement, Ratio, measure
+from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command
+from bench.page import Section
 from bench.peers import MEAN, STD
+from bench.reports import Report, print_reports, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from engine.checkpoint import Position
@@ -137,6 +139,7 @@ def _dataset(count: int) -> ImageDataset:
 
 HEADINGS = ("model", "px", "loop", "images/s", "engine / bare", "cpu-ms", "others")
 LOOPS = {"bare": bare_loop, "engine": engine_loop}
+_COLORS = {"bare": 7, "engine": 0}
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,23 @@ def compare(work: Work, rounds: int, seconds: float) -> list[Result]:
     return [Result("bare", work, bare, None), Result("engine", work, engine, Ratio.between(engine, bare))]
 
 
-def sheets(results: Sequence[Result]) -> list[Sheet]:
-    """Return the table of the results."""
-    return [Sheet("Training on synthetic images", HEADINGS, [row(result) for result in results])]
+def report(results: Sequence[Result], machine: str) -> Report:
+    """Return the table and the chart of the results."""
+    sheets = [Sheet("Training on synthetic images", HEADINGS, [row(result) for result in results])]
+    several = len({result.work.model for result in results}) > 1
+    bars = [
+        Bar(
+            result.loop,
+            result.measurement.images_per_second,
+            _COLORS[result.loop],
+            f"{result.work.model}, " * several + f"{result.work.resolution} px",
+        )
+        for result in results
+    ]
+    caption = "Images per second of both loops on synthetic images"
+    chart = bar_chart(bars, title=caption, unit="images/s")
+    records = [result.record(machine) for result in results]
+    return Report(sheets, records, Section("The training loop", (), [(caption, chart)], sheets))
 
 
 def row(result: Result) -> list[str]:
@@ -197,11 +214,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=64, help="images of a batch")
     add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="number format")
     add_measuring(parser)
-    return parser.parse_args(argv)
+    add_reports(parser)
+    options = parser.parse_args(argv)
+    options.command = shown_command("training_loop", argv)
+    return options
 
 
-def run(options: argparse.Namespace) -> list[Result]:
-    """Measure what the command line asks for, writing the JSON file as results come in.
+def run(options: argparse.Namespace) -> list[Report]:
+    """Measure what the command line asks for, writing the files as results come in.
 
     Raises:
         CellError: a loop failed.
@@ -211,23 +231,22 @@ def run(options: argparse.Namespace) -> list[Result]:
     for model, resolution in itertools.product(options.models, options.resolutions):
         work = Work(model, resolution, options.batch_size, options.amp, options.device)
         results += compare(work, options.rounds, options.seconds)
-        if options.json:
-            write_records(options.json, [result.record(machine) for result in results])
-    return results
+        write_reports(options, "What the training loop costs", [report(results, machine)], machine)
+    return [report(results, machine)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; return the exit code."""
+    """Measure, print the table, write the files; return the exit code."""
     options = parse(argv)
     try:
-        results = run(options)
+        found = run(options)
     except CellError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    Console().print(*(sheet.terminal() for sheet in sheets(results)), describe_machine(), sep="\n", highlight=False)
+    print_reports(found, describe_machine())
     return 0
 
 

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from bench.resources import machine_cpu_seconds, tree_cpu_seconds
 from engine.config import Config
 from engine.curves import training_rate
 from engine.rundir import read_records
+from engine.stopping import EXIT_INTERRUPTED
 from engine.toml import read_toml
 from engine.values import ConfigError
 from engine.verdict import Record
@@ -33,6 +36,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60.0
 _SHOWN_LINES = 15
+_ENDLESS = 100_000  # epochs
 
 
 class RunError(RuntimeError):
@@ -46,12 +50,40 @@ class Run:
     Attributes:
         name: what to call it; part of what tells it from others.
         options: of ``python -m engine.train``, without ``--output``.
-        epochs: how many it has.
+        epochs: how many it has; 0 where it is ended after some seconds.
+        seconds: of training in settled epochs, after which it is ended.
+        at_most: seconds after which it is ended though fewer of them were settled.
+        cores: it may use so many of those that this process may use; 0 for all of them.
     """
 
     name: str
     options: tuple[str, ...]
     epochs: int
+    seconds: float = 0.0
+    at_most: float = 0.0
+    cores: int = 0
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The options, with the number of epochs where they do not say it."""
+        return self.options if self.epochs else (*self.options, "--epochs", str(_ENDLESS))
+
+    @property
+    def length(self) -> float:
+        """What its progress goes up to, in epochs or seconds."""
+        return self.epochs or self.seconds
+
+    def progress(self, epochs: Sequence[Record]) -> float:
+        """Return how far it has come with these epochs."""
+        if self.epochs:
+            return len(epochs)
+        return min(self.seconds, sum(float(epoch["train_seconds"]) for epoch in settled(epochs)))
+
+    def is_over(self, epochs: Sequence[Record]) -> bool:
+        """Whether it is to be ended; one that has a number of epochs ends by itself."""
+        if self.epochs or len(epochs) < 2:
+            return False
+        return self.progress(epochs) >= self.seconds or float(epochs[-1]["time"]) >= self.at_most
 
 
 @dataclass(frozen=True)
@@ -106,14 +138,17 @@ class Runner:
     Attributes:
         root: folder of all runs.
         machine: what they are measured on; those measured on another one are not taken for finished.
+        launcher: what Python is to run, before the options of engine.train.
     """
 
     root: Path
     machine: str
+    launcher: tuple[str, ...] = ("-m", "engine.train")
 
     def folder(self, run: Run) -> Path:
         """Return where a run is kept: its name, and a digest of all that may change its outcome."""
-        text = json.dumps([run.name, run.options, self.machine])
+        more = [run.seconds, run.at_most, run.cores]
+        text = json.dumps([run.name, run.arguments, self.machine, *(more if any(more) else [])])
         name = re.sub(r"\W+", "-", run.name).strip("-")
         return self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -153,8 +188,8 @@ class Runner:
         outcomes: dict[Run, Outcome] = {}
         with tqdm(
             desc=title,
-            total=sum(run.epochs for run in missing),
-            unit="epoch",
+            total=sum(run.length for run in missing),
+            unit="epoch" if all(run.epochs for run in runs) else "s",
             smoothing=0.0,  # epochs come in bursts: the mean rate tells best what is left
             mininterval=1.0,
             miniters=0,
@@ -173,35 +208,43 @@ class Runner:
         folder = self.folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = set(folder.iterdir())  # what is left of attempts that were stopped
-        command = [sys.executable, "-m", "engine.train", *run.options, "--output", str(folder)]
+        command = [sys.executable, *self.launcher, *run.arguments, "--output", str(folder)]
         modules = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": modules, "TQDM_MININTERVAL": "30"}  # few lines in the log
 
         def written() -> Path | None:
             return next((path for path in folder.iterdir() if path.is_dir() and path not in earlier), None)
 
-        cpu, busy, started, done = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic(), 0
-        with (folder / LOG).open("w") as log:
+        cpu, busy, started = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic()
+        shown, is_ended = 0.0, False
+        with (folder / LOG).open("w") as log, _confined(run.cores):
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
             try:
                 while process.poll() is None:
                     _wait(process, _POLL_SECONDS)
-                    before, done = done, len(_epochs(written()))
-                    progress.update(done - before)
+                    epochs = _epochs(written())
+                    before, shown = shown, run.progress(epochs)
+                    progress.update(shown - before)
+                    if not is_ended and run.is_over(epochs):
+                        is_ended = True
+                        process.terminate()
             finally:
                 _stop(process)
+        progress.update(run.length - shown)
         elapsed = time.monotonic() - started
         cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
         path = written()
-        if process.returncode or path is None or not _epochs(path):
+        failed = process.returncode not in (0, EXIT_INTERRUPTED if is_ended else 0)
+        if failed or path is None or not _epochs(path):
             lines = (folder / LOG).read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
-            what = f"ended with code {process.returncode}" if process.returncode else "has trained no epoch"
+            what = f"ended with code {process.returncode}" if failed else "has trained no epoch"
             raise RunError("\n".join([f"{run.name} {what}:", *lines, f"all of it is in {folder / LOG}"]))
         measured = {
             "name": run.name,
-            "options": run.options,
+            "options": run.arguments,
+            "cores": run.cores,
             "machine": self.machine,
             "run": path.name,
             "cpu_seconds": cpu,
@@ -210,6 +253,25 @@ class Runner:
         with atomic_file(folder / MEASURED) as temporary:
             temporary.write_text(json.dumps(measured, indent=2) + "\n")
         return _read(path, measured)
+
+
+@contextmanager
+def _confined(cores: int) -> Iterator[None]:
+    """Let what this thread starts use so many of the cores that it may use itself; with 0 all of them."""
+    if not cores:
+        yield
+        return
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(usable)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+def settled(epochs: Sequence[Record]) -> list[Record]:
+    """Return the epochs that began with the workers that stay: not the first one, nor those in which a tuner tries."""
+    return [epoch for before, epoch in pairwise(epochs) if before.get("workers_settled", True)]
 
 
 def _epochs(path: Path | None) -> tuple[Record, ...]:

@@ -18,6 +18,7 @@ from bench.tables import Sheet
 from bench.training_runs import Outcome, Run
 
 SYNTHETIC = "synthetic"
+_LOADING, _NO_LOADING = 0, 7  # colors
 HEADINGS = ("loader", "images/s", "data stall", "waiting", "others")
 
 Cells = Mapping[tuple[int, str], Sequence[Run]]  # the runs of each resolution and loader, one for each round
@@ -143,17 +144,19 @@ def _row(result: Result) -> list[str]:
 
 def section(results: Sequence[Result]) -> Section:
     """Return the part of the page: the stall and the rates, with the tables."""
-    colors = {name: number for number, name in enumerate(dict.fromkeys(result.loader for result in results))}
     several = len({result.resolution for result in results}) > 1
 
     def bar(result: Result, value: Spread) -> Bar:
-        return Bar(result.loader, value, colors[result.loader], f"{result.resolution} px" * several)
+        color = _NO_LOADING if result.loader == SYNTHETIC else _LOADING
+        return Bar(result.loader, value, color, f"{result.resolution} px" * several)
 
     stalls = [bar(result, _percent(result.stall)) for result in results if result.loader != SYNTHETIC]
     rates = [bar(result, result.images_per_second) for result in results]
+    lost = "Data stall: what of the rate on synthetic images is lost"
+    trained = "Images per second of training"
     charts = [
-        ("Data stall: what of the rate on synthetic images is lost", bar_chart(stalls, title="Data stall", unit="%")),
-        ("Images per second of training", bar_chart(rates, title="Images per second of training", unit="images/s")),
+        (lost, bar_chart(stalls, title=lost, unit="% of the rate on synthetic images")),
+        (trained, bar_chart(rates, title=trained, unit="images/s")),
     ]
     return Section("Data stall", sentences(results), charts, sheets(results))
 

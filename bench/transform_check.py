@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bench.charts import Bar, bar_chart
+from bench.measure import Spread
+from bench.page import Section
+from bench.reports import Report
 from bench.tables import Sheet
 from bench.transform_measure import Photos, difference, measure_in_turns, planned
 from bench.transform_programs import random_program
@@ -131,6 +135,52 @@ def summary(outcomes: Sequence[Outcome]) -> Sheet:
         "outside class",
     )
     return Sheet("The planner's order against all legal orders", headings, rows)
+
+
+def by_class(outcomes: Sequence[Outcome]) -> Sheet:
+    """Return how far results move, a row for each class of the orders chosen."""
+    rows = []
+    for swap, name in ((Swap.SAME, "same"), (Swap.EXACT, "exact")):
+        group = [one for one in outcomes if one.chosen.swap is swap and one.difference is not None]
+        if group:
+            worst = max(group, key=lambda one: one.difference or 0.0)
+            rows.append([name, str(len(group)), f"{worst.difference:.3f}", f"{worst.chosen.tolerance:.3f}"])
+    return Sheet("How far the results move", ("class", "programs", "largest difference", "allowed there"), rows)
+
+
+def report(outcomes: Sequence[Outcome], machine: str) -> Report:
+    """Return the tables, the chart and the records."""
+    sheets = [summary(outcomes), by_class(outcomes)]
+    caption = "CPU time over that of the cheapest legal order: median and quartiles over the programs"
+    chart = bar_chart(_bars(outcomes), title=caption, unit="times the cheapest order")
+    section = Section("The planner against all legal orders", (), [(caption, chart)], sheets)
+    return Report(sheets, [outcome.record(machine) for outcome in outcomes], section, legend())
+
+
+def _bars(outcomes: Sequence[Outcome]) -> list[Bar]:
+    bars = []
+    for backend in BACKENDS:
+        group = [one for one in outcomes if one.chosen.backend == backend]
+        costs = {
+            "the planner's": [one.ratio for one in group],
+            "as written": [one.written / one.best for one in group],
+            "the dearest": [one.worst / one.best for one in group],
+        }
+        for (name, ratios), color in zip(costs.items(), (2, 0, 7), strict=True):
+            if ratios:
+                lower, median, upper = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
+                bars.append(Bar(name, Spread(median, lower, upper), color, backend))
+    return bars
+
+
+def legend() -> str:
+    """Return what the columns mean."""
+    return (
+        f"within {MARGIN - 1:.0%}: programs whose planned order costs at most that much more than the cheapest.\n"
+        "cost / best, written / cost, worst / best: medians over the programs (the largest).\n"
+        "of tolerance: the largest difference from the order as written, as a share of what its class allows.\n"
+        "largest difference: in levels of 255."
+    )
 
 
 def run(photos: Photos, costs: Costs, programs: int, rounds: int) -> list[Outcome]:

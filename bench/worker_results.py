@@ -11,8 +11,9 @@ from markupsafe import Markup
 from bench.charts import Line, count_chart
 from bench.measure import Measurement, Spread
 from bench.page import Section
+from bench.reports import Report
 from bench.tables import Sheet, plural
-from bench.throughput_results import disturbed_rounds, roofline_fraction
+from bench.throughput_results import roofline_fraction
 from bench.variants import split_name
 from bench.worker_cells import Setting
 from bench.worker_knee import Point, explain, explain_depth, knee
@@ -32,6 +33,7 @@ _HEADINGS = (
     "others",
 )
 _TRAINING_HEADINGS = ("waits", "loading")
+_RATES, _MEMORY = "Images per second", "Resident memory"
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,6 @@ def curves(results: Sequence[Result]) -> list[Curve]:
     return [Curve(tuple(sorted(group, key=lambda r: r.setting.num_workers))) for group in found.values()]
 
 
-def knees(results: Sequence[Result]) -> list[Result]:
-    """Return the knee of each curve."""
-    return [curve.knee for curve in curves(results)]
-
-
 def _by_title(results: Sequence[Result]) -> dict[str, list[Curve]]:
     """Return the curves under what they share: the resolution, and what trains."""
     titled: dict[str, list[Curve]] = {}
@@ -123,11 +120,6 @@ def _by_title(results: Sequence[Result]) -> dict[str, list[Curve]]:
         work = f"while {setting.model} trains" if setting.model else "alone"
         titled.setdefault(f"{setting.resolution} px, {work}", []).append(curve)
     return titled
-
-
-def explanations(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return a sentence on each knee and, where several were measured, on the prefetch depth, by title."""
-    return {title: list(_sentences(of_title)) for title, of_title in _by_title(results).items()}
 
 
 def _sentences(of_title: Sequence[Curve]) -> Iterator[str]:
@@ -142,11 +134,6 @@ def _sentences(of_title: Sequence[Curve]) -> Iterator[str]:
 
 def _name(curve: Curve, with_prefetch: bool) -> str:
     return curve.setting.loader + f", prefetch {curve.setting.prefetch}" * with_prefetch
-
-
-def sheets(results: Sequence[Result]) -> list[Sheet]:
-    """Return a table for each resolution, alone and while a model trains."""
-    return [_sheet(title, of_title) for title, of_title in _by_title(results).items()]
 
 
 def _sheet(title: str, of_title: Sequence[Curve]) -> Sheet:
@@ -175,13 +162,16 @@ def _row(result: Result, curve: Curve) -> list[str]:
     return row + [f"{share:.0%}" for share in shares if share is not None]
 
 
-def sections(results: Sequence[Result]) -> list[Section]:
-    """Return the parts of the page: sentences, charts of rate and memory, and a table each."""
+def reports(results: Sequence[Result], machine: str) -> list[Report]:
+    """Return sentences, charts of rate and memory, and a table for each resolution, alone and while a model trains."""
     colors = {name: number for number, name in enumerate(dict.fromkeys(result.setting.loader for result in results))}
-    return [
-        Section(title, list(_sentences(of_title)), _charts(title, of_title, colors), [_sheet(title, of_title)])
-        for title, of_title in _by_title(results).items()
-    ]
+    found = []
+    for title, of_title in _by_title(results).items():
+        sheets = [_sheet(title, of_title)]
+        section = Section(title, list(_sentences(of_title)), _charts(title, of_title, colors), sheets)
+        records = [result.record(machine, result is curve.knee) for curve in of_title for result in curve.results]
+        found.append(Report(sheets, records, section, legend()))
+    return found
 
 
 def _charts(title: str, of_title: Sequence[Curve], colors: Mapping[str, int]) -> list[tuple[str, Markup]]:
@@ -212,19 +202,14 @@ def _charts(title: str, of_title: Sequence[Curve], colors: Mapping[str, int]) ->
             Line(name, [(result.setting.num_workers, _memory(result)) for result in curve.results], color)
             for name, color, curve in shown
         ]
-        for of, lines, unit in (("Images per second", rates, "images/s"), ("Resident memory", memory, "MB")):
-            chart = count_chart(lines, title=f"{of}{whose}, {title}", x_name="workers", unit=unit)
-            charts.append((f"{of}{whose}", chart))
+        for of, lines, unit in ((_RATES, rates, "images/s"), (_MEMORY, memory, "MB")):
+            caption = f"{of}{whose}, {title}" + " (ring: the knee)" * (of == _RATES)
+            charts.append((caption, count_chart(lines, title=caption, x_name="workers", unit=unit)))
     return charts
 
 
 def _memory(result: Result) -> Spread:
     return Spread.of([turn.resident_mb for turn in result.measurement.rounds])
-
-
-def disturbance(results: Sequence[Result]) -> str:
-    """Return a sentence on the rounds in which other processes took the CPU; empty where there were none."""
-    return disturbed_rounds([result.measurement for result in results])
 
 
 def legend() -> str:

@@ -31,7 +31,7 @@ class Position:
         best: the best top-1 so far; None before the first.
         finished: the run came to its end.
         seconds: time the run took so far, all its parts together.
-        train_seconds, data_wait_seconds, switch_seconds: of the epoch under way.
+        train_seconds, data_wait_seconds, augment_seconds, switch_seconds: of the epoch under way.
     """
 
     epoch: int = 0
@@ -45,6 +45,7 @@ class Position:
     seconds: float = 0.0
     train_seconds: float = 0.0
     data_wait_seconds: float = 0.0
+    augment_seconds: float = 0.0
     switch_seconds: float = 0.0
 
 

@@ -150,7 +150,7 @@ class ResolutionConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied. A preset says it all; the other options change single parts of it."""
+    """How training images are varied: by a preset, of which other options change single parts, or by your own list."""
 
     augment: Literal["none", "light", "standard", "strong"] = "light"
     """Preset."""
@@ -195,6 +195,14 @@ class AugmentConfig:
     """Mixup's alpha (0: off)."""
     cutmix: Annotated[float | None, option(metavar="ALPHA", unset=_PRESET), Bounds(0)] = None
     """CutMix's alpha (0: off)."""
+    transforms: Annotated[Path | None, option(metavar="FILE", unset="none")] = None
+    """Python file that is run and defines `transforms`, a torchvision Compose or a list of transforms.
+    Replaces the preset and its options but mixup and cutmix. Its size is trained at, its normalization used."""
+    reorder: Literal["exact", "approx", "off"] = "exact"
+    """What the order of --transforms may be changed to, for speed.
+    exact: one that changes nothing but rounding.
+    approx: also pixels at edges and where values clip.
+    off: the one as written is kept."""
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,23 @@ from loaders.dataset import ImageDataset
 logger = logging.getLogger("headrace")
 
 
-def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
+def resolve(config: Config, train: ImageDataset, process: Process, resolution: int | None = None) -> Config:
     """Return the configuration with every ``auto`` replaced by what it stands for here.
 
     But for the workers: how many are best is found while training, on every machine anew (engine.tuner).
     The loader is measured by the first process alone; on the others it may still be ``auto``.
+
+    Args:
+        resolution: that the user's own transforms make, in pixels; None where there are none.
 
     Raises:
         PrecisionError: the device cannot run in the precision asked for.
     """
     device = process.device
     cores = usable_cores(process.local_world)
-    resolutions = config.resolution.resolutions or resolution_ladder(train, device)
+    resolutions = config.resolution.resolutions
+    if not resolutions:
+        resolutions = resolution_ladder(train, device) if resolution is None else (resolution,)
     schedule = config.resolution.resolution_schedule
     if schedule == "auto":
         schedule = "stages" if len(resolutions) > 1 else "fixed"
@@ -53,6 +58,7 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
     warmup = optimizer.warmup_epochs
     if warmup == "auto":
         warmup = default_warmup(optimizer.schedule, optimizer.epochs)
+    transforms = config.augment.transforms
     model = config.model.model
     if model == "auto":
         model = auto_model(max(resolutions), device)
@@ -75,6 +81,7 @@ def resolve(config: Config, train: ImageDataset, process: Process) -> Config:
             resolution_schedule=schedule,
             val_resolution=config.resolution.val_resolution or max(resolutions),
         ),
+        augment=replace(config.augment, transforms=transforms and transforms.expanduser().absolute()),
         model=replace(config.model, model=model, amp=amp),
         optimizer=replace(optimizer, lr=lr, weight_decay=decay, warmup_epochs=warmup),
         # A configuration that is written down and given back begins a run of its own.

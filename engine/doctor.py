@@ -6,19 +6,18 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 from tyro.conf import Positional
 
 from engine.command import fail
-from engine.config import ConfigError, Resolutions
+from engine.config import AugmentConfig, Config, ConfigError, LoaderName, Resolutions
 from engine.defaults import resolution_ladder
-from engine.distributed import DeviceError, process
+from engine.distributed import DeviceError, Process, process
 from engine.doctor_data import data_facts, exact_duplicates
 from engine.doctor_findings import Findings
 from engine.doctor_machine import capacity, components, disk_rate
@@ -26,9 +25,14 @@ from engine.doctor_packing import PackingGain, packing_gain
 from engine.doctor_page import write_page
 from engine.doctor_pixels import PixelFacts, pixel_facts
 from engine.doctor_print import print_findings
-from engine.doctor_rates import Prediction, StepCost, loading_costs, predict, step_costs
+from engine.doctor_rates import Prediction, loading_costs, predict
+from engine.doctor_steps import StepCost, step_costs
 from engine.model import ModelError, auto_model, create_model
+from engine.setup import augmentation_of
+from engine.transforms import arrange, read_transforms
+from engine.validation import validate
 from engine.values import option
+from loaders.choice import candidates
 from loaders.contract import LoaderError
 from loaders.dataset import ImageData
 from loaders.files import atomic_file
@@ -54,6 +58,14 @@ class Options:
     """Sizes to measure at, in pixels."""
     model: Annotated[str, option(metavar="auto|off|NAME")] = "auto"
     """Model to measure a training step of; off measures loading alone."""
+    batch_size: Annotated[int, option("-b")] = 64
+    """Images of a training step; of a model that takes long, fewer are measured."""
+    loader: LoaderName = "auto"
+    """Loader to measure; auto measures all that can read the set."""
+    num_workers: Annotated[int | Literal["auto"], option("--workers", "-j", metavar="auto|N")] = "auto"
+    """Predict the rate with so many workers (auto: as many as are enough)."""
+    threads: int = 0
+    """Threads of PyTorch that train on the CPU (0: by the cores)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N: what would train."""
     seconds: float = 30.0
@@ -64,12 +76,20 @@ class Options:
     """Write everything to this file."""
     html: Annotated[Path | None, option(metavar="FILE", unset="none")] = None
     """Write a page with plots to this file."""
+    augmentation: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+
+    @property
+    def varied_by(self) -> str:
+        """What varies the images: the name of a preset or of a file."""
+        own = self.augmentation.transforms
+        return self.augmentation.augment if own is None else own.name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    options = tyro.cli(Options, prog="python -m engine.doctor", args=argv)
+    hide = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
+    options = tyro.cli(Options, prog="python -m engine.doctor", args=argv, config=hide)
     try:
         run(options)
     except USER_ERRORS as error:
@@ -85,11 +105,16 @@ def run(options: Options) -> Findings:
     """
     if not options.seconds > 0 or any(resolution < 1 for resolution in options.resolutions):
         raise ConfigError("--seconds must be above 0 and --resolutions at least 1")
+    validate(Config(augment=options.augmentation))
+    if options.num_workers != "auto" and options.num_workers < 0:
+        raise ConfigError("--num-workers must be at least 0, or auto")
+    if options.threads < 0 or options.batch_size < 1:
+        raise ConfigError("--threads must be at least 0 and --batch-size at least 1")
     with process(options.device) as this:
         data = open_data(options.data, csv=options.csv, val_fraction=options.val_fraction)
         if not len(data.train):
             raise DataError(f"{data.name} has no training images")
-        findings = examine(data, this.device, options)
+        findings = examine(data, this, options)
     print_findings(findings)
     if options.json is not None:
         with atomic_file(options.json) as temporary:
@@ -99,28 +124,46 @@ def run(options: Options) -> Findings:
     return findings
 
 
-def examine(data: ImageData, device: torch.device, options: Options) -> Findings:
+def examine(data: ImageData, this: Process, options: Options) -> Findings:
     """Measure and look, in about the time that is given."""
+    device, augmentation = this.device, augmentation_of(options.augmentation)
+    loaders = candidates(data.train, device) if options.loader == "auto" else [options.loader]
+    num_workers = None if options.num_workers == "auto" else options.num_workers
     usual = resolution_ladder(data.train, device)
+    if (own := read_transforms(options.augmentation)) is not None:
+        arranged = arrange(own, Config(augment=options.augmentation), data.train, this)
+        augmentation, usual = arranged.augmentation, (arranged.split.resolution,)
     sizes = tuple(sorted(set(options.resolutions or usual)))
     name = auto_model(max(sizes), device) if options.model == "auto" else options.model
     model = None if name == "off" else create_model(name, len(data.classes), resolution=max(sizes))
     seconds = options.seconds
     bar_format = "{desc}: {percentage:3.0f} % |{bar}| {elapsed} {postfix}"
     description = f"examining {data.name}"
-    parts = 3 + (model is not None) + options.pixels
+    parts = 2 + ("roi" in loaders) + (model is not None) + options.pixels
     with tqdm(total=parts, desc=description, bar_format=bar_format, disable=None, leave=False) as bar:
         found = components()
         there = capacity(device)
         disk = disk_rate(data.train, _DISK * seconds)
         duplicates = exact_duplicates(data, _FILES * seconds, bar)
-        costs, failures = loading_costs(data.train, device, sizes, _LOADING * seconds, bar)
         packing: PackingGain | None = None
-        if any(cost.loader == "roi" for cost in costs):
-            packing = packing_gain(data.train, sizes, _PACKED * seconds, bar)
+        if "roi" in loaders:  # before DALI is loaded, since when worker processes take longer to start
+            packing = packing_gain(data.train, sizes, augmentation, _PACKED * seconds, bar)
+        costs, failures = loading_costs(
+            data.train, device, sizes, _LOADING * seconds, bar, loaders=loaders, augmentation=augmentation
+        )
         steps: list[StepCost] = []
         if model is not None:
-            steps = step_costs(model, len(data.classes), device, sizes, _TRAINING * seconds, bar)
+            steps = step_costs(
+                model,
+                data.train,
+                this,
+                sizes,
+                augmentation,
+                _TRAINING * seconds,
+                bar,
+                batch_size=options.batch_size,
+                threads=options.threads,
+            )
         pixels: PixelFacts | None = None
         if options.pixels and costs:
             cheapest = min((cost for cost in costs if cost.resolution == sizes[0]), key=lambda cost: cost.cpu_seconds)
@@ -130,17 +173,18 @@ def examine(data: ImageData, device: torch.device, options: Options) -> Findings
     images, mean_bytes = len(data.train), float(data.train.sizes.mean())
     packed: list[Prediction] = []
     if packing is not None:
-        packed = predict(images, packing.mean_bytes, there, disk, packing.costs, steps)
+        packed = predict(images, packing.mean_bytes, there, disk, packing.costs, steps, num_workers)
     return Findings(
         components=tuple(found),
         capacity=there,
         disk=disk,
         model="" if name == "off" else name,
         default_resolutions=usual,
+        augment=options.varied_by,
         costs=tuple(costs),
         failures=failures,
         steps=tuple(steps),
-        predictions=tuple(predict(images, mean_bytes, there, disk, costs, steps)),
+        predictions=tuple(predict(images, mean_bytes, there, disk, costs, steps, num_workers)),
         packing=packing,
         packed_predictions=tuple(packed),
         facts=data_facts(data),

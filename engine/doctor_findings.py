@@ -11,20 +11,12 @@ from engine.doctor_data import DataFacts, Duplicates
 from engine.doctor_machine import Capacity, Component, DiskRate
 from engine.doctor_packing import PackingGain
 from engine.doctor_pixels import PixelFacts
-from engine.doctor_rates import LoadingCost, Prediction, StepCost
-from engine.roofline import Resource
+from engine.doctor_rates import LoadingCost, Prediction
+from engine.doctor_steps import StepCost
 
 WORTH_TELLING = 1.1  # times the rate: what gains less is no advice
 _IMBALANCE_WORTH_TELLING = 5.0
 _SHARED_MEMORY = 1 << 30  # bytes that worker processes fill quickly
-
-WHAT_BOUNDS: Mapping[Resource, str] = {
-    "cores": "the processor",
-    "workers": "the number of workers",
-    "disk": "the disk",
-    "bus": "the way to the GPU",
-    "model": "the model",
-}
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,7 @@ class Findings:
         disk: how fast the set's files can be read.
         model: name of the model that was measured; empty for none.
         default_resolutions: that training would take.
+        augment: preset that the images were augmented with.
         costs, steps: what an image takes.
         failures: why loaders were left out, by name.
         predictions: the rate to expect at each size.
@@ -50,6 +43,7 @@ class Findings:
     disk: DiskRate | None
     model: str
     default_resolutions: tuple[int, ...]
+    augment: str
     costs: tuple[LoadingCost, ...]
     failures: Mapping[str, str]
     steps: tuple[StepCost, ...]
@@ -75,7 +69,12 @@ class Findings:
         plain: dict[str, Any] = {name: _plain(value) for name, value in vars(self).items()}
         for name in ("predictions", "packed_predictions"):
             for row, prediction in zip(plain[name], getattr(self, name), strict=True):
-                row |= {"images_per_second": prediction.ceilings.rate, "bound": prediction.ceilings.bound}
+                row |= {
+                    "images_per_second": prediction.ceilings.rate,
+                    "limit": prediction.limit,
+                    "images_per_second_from_disk": prediction.from_disk.rate,
+                    "limit_from_disk": prediction.limit_from_disk,
+                }
         plain["advice"] = advice(self)
         return plain
 
@@ -134,25 +133,37 @@ def _faster(findings: Findings) -> Iterator[tuple[float, str]]:
     if not findings.predictions:
         return
     largest = max(findings.predictions, key=lambda prediction: prediction.resolution)
-    bound = largest.ceilings.bound
+    limit = largest.limit
     yield from _other_loaders(largest)
     yield from _packing(findings, largest)
     yield from _smaller_sizes(findings, largest)
-    if bound == "model" or (bound == "cores" and step_share(largest) > 0.5):
+    if limit == "model":
         options = "--compile, a larger --batch-size" if findings.capacity.device != "CPU" else "a GPU"
         yield (
             1.0,
             f"At {largest.resolution} px the model is the limit: {options} or a smaller --model help, not workers",
         )
-    if bound == "disk":
+    if limit == "augmentation":
+        share = largest.demand.augment_seconds / largest.demand.training_seconds
+        yield (
+            1 / (1 - share),
+            f"At {largest.resolution} px augmentation is the limit, {100 * share:.0f} % of what training does on the "
+            "processor: a lighter preset (--augment light) or a GPU helps, not workers",
+        )
+    if limit == "workers":
+        yield (
+            largest.ceilings.headroom[largest.ceilings.next_bound],
+            f"--num-workers {largest.num_workers} is too few: without it as many are taken as make training faster",
+        )
+    if limit == "disk":
         yield (
             largest.ceilings.headroom[largest.ceilings.next_bound],
             "The set does not fit into memory and the disk is the limit: pack it with smaller images "
             "(python -m loaders.pack), or put it on a faster disk",
         )
-    if bound == "bus":
+    if limit == "bus":
         yield 1.0, "Copying to the GPU is the limit: --loader dali decodes there"
-    if bound == "cores" and findings.capacity.device != "CPU" and not findings.usable("DALI"):
+    if limit == "cores" and findings.capacity.device != "CPU" and not findings.usable("DALI"):
         yield 1.0, "The processor is the limit: DALI decodes on the GPU (pip install 'headrace[dali]')"
     if not findings.usable("libjpeg-turbo"):
         yield 1.0, "Install libjpeg-turbo (apt-get install libturbojpeg0): --loader roi decodes crops only"
@@ -196,10 +207,16 @@ def _packing(findings: Findings, largest: Prediction) -> Iterator[tuple[float, s
         )
 
 
-def step_share(prediction: Prediction) -> float:
-    """Return the training step's share of an image's processor time."""
-    step, loading = prediction.demand.step_cpu_seconds, prediction.demand.loading_cpu_seconds
-    return step / (step + loading) if step + loading else 0.0
+def processor_shares(prediction: Prediction) -> dict[str, float]:
+    """Return what loading, augmentation and the step take of an image's processor time, as shares of it."""
+    demand = prediction.demand
+    parts = {
+        "loading": demand.loading_cpu_seconds,
+        "augmentation": demand.augment_cpu_seconds,
+        "step": demand.step_cpu_seconds,
+    }
+    total = sum(parts.values())
+    return {name: part / total if total else 0.0 for name, part in parts.items()}
 
 
 def _other(findings: Findings) -> Iterator[str]:

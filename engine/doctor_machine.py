@@ -246,11 +246,11 @@ def disk_rate(dataset: ImageDataset, seconds: float, threads: int = 8, seed: int
     """
     places = _places(dataset, seed)
     deadline = time.perf_counter() + seconds
-    before, begin = _storage_bytes(), time.perf_counter()
+    before, begin = storage_bytes(), time.perf_counter()
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as executor:
         parts = [executor.submit(_read_until, places[i::threads], deadline, threads) for i in range(threads)]
         total = sum(part.result() for part in parts)
-    elapsed, after = time.perf_counter() - begin, _storage_bytes()
+    elapsed, after = time.perf_counter() - begin, storage_bytes()
     if not total:
         return None
     source: Literal["disk", "memory", "unknown"] = "unknown"
@@ -290,7 +290,7 @@ def _read_until(places: Sequence[tuple[str, int, int]], deadline: float, threads
     return total
 
 
-def _storage_bytes() -> int | None:
+def storage_bytes() -> int | None:
     """Return how many bytes this process has had from the storage so far, beneath the page cache."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/io").read_text().splitlines():

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from engine.doctor_rates import LoadingCost, loading_costs
 from kernels.random import Stream, permutation
+from loaders.augment import Augmentation
 from loaders.dataset import ImageData, ImageDataset
 from loaders.pack_job import pack
 from loaders.pack_records import PackError, PackOptions
@@ -40,13 +41,14 @@ class PackingGain:
 
 
 def packing_gain(
-    dataset: ImageDataset, resolutions: Sequence[int], seconds: float, bar: tqdm[None]
+    dataset: ImageDataset, resolutions: Sequence[int], augmentation: Augmentation, seconds: float, bar: tqdm[None]
 ) -> PackingGain | None:
     """Pack some images of a set, at random, into a temporary folder, and measure how they load.
 
     Args:
         dataset: the set.
         resolutions: pixels.
+        augmentation: says how crops are drawn.
         seconds: to load for; packing comes on top.
         bar: to be moved on by 1 in all.
 
@@ -67,5 +69,7 @@ def packing_gain(
             bar.update(1)
             return None
         packed = open_packed(Path(folder) / "packed").train
-        costs, _ = loading_costs(packed, torch.device("cpu"), resolutions, seconds, bar)
+        costs, _ = loading_costs(
+            packed, torch.device("cpu"), resolutions, seconds, bar, loaders=["roi"], augmentation=augmentation
+        )
         return PackingGain(len(packed), tuple(costs), float(packed.sizes.mean()), float(chosen.sizes.mean()))

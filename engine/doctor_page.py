@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.charts import number, profile_chart, shorten, ticks
-from engine.doctor_findings import WHAT_BOUNDS, Findings, advice
+from engine.doctor_findings import Findings, advice
 from engine.doctor_print import byte_count
 from engine.report import mark_options
-from engine.roofline import RESOURCES
+from engine.roofline import LIMIT_NAMES, RESOURCE_NAMES, RESOURCES
 from loaders.files import atomic_file
 
 _BARS = 40  # classes up to which each has its bar
@@ -45,7 +45,7 @@ def write_page(path: Path, findings: Findings) -> None:
         ceilings=[
             (prediction, ceiling_chart(findings, position)) for position, prediction in enumerate(findings.predictions)
         ],
-        bounds=WHAT_BOUNDS,
+        limits=LIMIT_NAMES,
     )
     with atomic_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8", errors="replace")
@@ -97,12 +97,12 @@ def ceiling_chart(findings: Findings, position: int, width: int = 460) -> Markup
     ceilings = prediction.ceilings
     rows = [(resource, ceilings.ceilings[resource]) for resource in RESOURCES]
     rows = sorted(((name, rate) for name, rate in rows if math.isfinite(rate)), key=lambda row: row[1])
-    if math.isfinite(prediction.from_disk) and math.isinf(ceilings.ceilings["disk"]):
-        disk = findings.disk.bytes_per_second / prediction.demand.disk_bytes if findings.disk else math.inf
-        rows.append(("disk", disk))
+    from_disk = prediction.from_disk.ceilings["disk"]
+    if math.isfinite(from_disk) and math.isinf(ceilings.ceilings["disk"]):
+        rows.append(("disk", from_disk))
     low = 10 ** math.floor(math.log10(min(rate for _, rate in rows)) - 0.3)
     high = max(rate for _, rate in rows) * 1.1
-    left, right, pitch = 132.0, width - 70.0, 30
+    left, right, pitch = 150.0, width - 70.0, 30
     height = pitch * len(rows) + 30
 
     def place(rate: float) -> float:
@@ -120,7 +120,7 @@ def ceiling_chart(findings: Findings, position: int, width: int = 460) -> Markup
     for row, (resource, rate) in enumerate(rows):
         y = 8 + pitch * row
         is_bound, first_only = resource == ceilings.bound, math.isinf(ceilings.ceilings[resource])
-        name = WHAT_BOUNDS[resource] + (", first epoch" if first_only else "")
+        name = RESOURCE_NAMES[resource] + (", first epoch" if first_only else "")
         color = "val" if is_bound else "faint" if first_only else "train"
         parts.append(_text(left - 8, y + 13, name, "end", "label" if is_bound else "tick"))
         parts.append(

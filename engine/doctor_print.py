@@ -10,9 +10,10 @@ from rich.table import Table
 
 from engine.charts import number, shorten
 from engine.doctor_data import DataFacts, Distribution
-from engine.doctor_findings import WHAT_BOUNDS, Findings, advice, count, step_share
+from engine.doctor_findings import Findings, advice, count, processor_shares
 from engine.doctor_pixels import PixelFacts
 from engine.doctor_rates import Prediction
+from engine.roofline import LIMIT_NAMES, RESOURCE_NAMES
 
 _BAR = 40  # characters of the longest bar
 _CLASSES = 12  # shown, half of them the largest and half the smallest where there are more
@@ -182,7 +183,11 @@ def _loaders(findings: Findings) -> list[str]:
 def _cost_table(findings: Findings) -> Table:
     names = _loaders(findings)
     packed = {cost.resolution: cost.cpu_seconds for cost in findings.packing.costs} if findings.packing else {}
-    columns = [*names, *(["roi, packed"] if packed else []), *(["training step"] if findings.steps else [])]
+    columns = [
+        *names,
+        *(["roi, packed"] if packed else []),
+        *([f"augmentation ({findings.augment})", "training step"] if findings.steps else []),
+    ]
     table = _table("size", *columns)
     steps = {step.resolution: step for step in findings.steps}
     for size in dict.fromkeys(cost.resolution for cost in findings.costs):
@@ -192,7 +197,7 @@ def _cost_table(findings: Findings) -> Table:
             f"{size} px",
             *(f"{1000 * costs[name]:.2f} ms" if name in costs else "" for name in names),
             *([f"{1000 * packed[size]:.2f} ms"] if packed else []),
-            *([f"{1000 * step.cpu_seconds:.2f} ms"] if step else []),
+            *([f"{1000 * seconds:.2f} ms" for seconds in (step.augment_cpu_seconds, step.cpu_seconds)] if step else []),
         )
     return table
 
@@ -205,38 +210,37 @@ def _rate_table(findings: Findings) -> Table:
             prediction.loader,
             str(prediction.num_workers),
             f"[bold]{number(prediction.ceilings.rate)}[/bold]",
-            number(prediction.from_disk),
+            number(prediction.from_disk.rate),
             _limit(prediction),
         )
     return table
 
 
 def _limit(prediction: Prediction) -> str:
-    """Name what sets the limit, and who uses it where the model and the loader share the processor."""
-    text = WHAT_BOUNDS[prediction.ceilings.bound]
-    share = step_share(prediction) if prediction.ceilings.bound == "cores" else 0.0
-    return f"{text} ({100 * share:.0f} % model)" if share > 0.01 else text
+    """Name what sets the limit, and who uses the processor where several share it."""
+    text = LIMIT_NAMES[prediction.limit]
+    shares = processor_shares(prediction)
+    if prediction.ceilings.bound != "cores" or shares["loading"] > 0.99:
+        return text
+    return f"{text} (" + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0.01) + ")"
 
 
 def _print_ceilings(console: Console, findings: Findings) -> None:
-    """Say how much more the other resources would allow; a model on the processor is part of that."""
-    on_processor = findings.capacity.device == "CPU"
+    """Say how much more the other resources would allow."""
     for prediction in findings.predictions:
+        ceilings = prediction.ceilings
         others = sorted(
             (ceiling, resource)
-            for resource, ceiling in prediction.ceilings.ceilings.items()
-            if math.isfinite(ceiling)
-            and resource != prediction.ceilings.bound
-            and not (on_processor and resource == "model")
+            for resource, ceiling in ceilings.ceilings.items()
+            if math.isfinite(ceiling) and resource != ceilings.bound
         )
         shown = ", ".join(
-            f"{WHAT_BOUNDS[resource]} {number(prediction.ceilings.headroom[resource])} times that"
-            for _, resource in others
+            f"{RESOURCE_NAMES[resource]} {number(ceilings.headroom[resource])} times that" for _, resource in others
         )
         if shown:
             console.print(
-                f"At {prediction.resolution} px {WHAT_BOUNDS[prediction.ceilings.bound]} allows "
-                f"{number(prediction.ceilings.rate)} images/s; {shown}.",
+                f"At {prediction.resolution} px {RESOURCE_NAMES[ceilings.bound]} allows {number(ceilings.rate)} "
+                f"images/s; {shown}.",
                 soft_wrap=True,
             )
 

@@ -31,7 +31,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
     )
     records = run.epochs()
     options = trainer.config
-    sentence = verdict(
+    judged = verdict(
         records,
         num_workers=trainer.loader.num_workers,
         tuned=options.loader.num_workers == "auto",
@@ -49,15 +49,16 @@ def finish(trainer: Trainer, ending: Ending) -> None:
             "top5": result.top5 if result else None,
             "epochs": trainer.position.epoch,
             "seconds": trainer.clock.elapsed,
-            "verdict": sentence,
+            "cause": judged.cause,
+            "verdict": judged.sentence,
         },
     )
-    write_report(run.path, sentence)
+    write_report(run.path, judged.sentence)
     print_summary(
         run.path,
         records,
         ending,
-        sentence,
+        judged.sentence,
         seconds=trainer.clock.elapsed,
         best=trainer.position.best,
         sizes=sizes,

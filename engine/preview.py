@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import time
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 
+import numpy as np
 import torch
+from PIL import Image
 
 from engine.config import Config
 from engine.distributed import Process
 from engine.plan_table import plan_rows, plan_text
 from engine.progressive import ProgressiveSchedule
 from engine.setup import create_learner
-from loaders.dataset import ImageData
+from engine.transforms import Arrangement
+from loaders.dataset import ImageData, ImageDataset
+from loaders.packed import PackedDataset
+from loaders.pixels import decode, open_image, to_rgb
+from loaders.transforms import Plan, run
+from loaders.transforms.cost import cpu_ms, single_threaded
 
 _STEPS = 3
+_IMAGES = 8  # that a transform list is measured on at most
+_MEASURE_SECONDS = 1.0  # after which no further one is
 
 
-def print_plan(config: Config, data: ImageData, process: Process) -> None:
-    """Print the table of stages, with the time and memory that a few training steps of each take here."""
+def print_plan(config: Config, data: ImageData, process: Process, arrangement: Arrangement | None = None) -> None:
+    """Print the table of stages, with the time and memory that a few training steps of each take here.
+
+    Args:
+        arrangement: of the user's own transforms, of which it is shown first what they cost here.
+    """
+    if arrangement is not None and process.is_main:
+        print(arrangement.text(transform_costs(arrangement.plan, data.train)), end="\n\n")
     learner, _ = create_learner(config, data, process)
 
     @cache
@@ -43,3 +60,33 @@ def print_plan(config: Config, data: ImageData, process: Process) -> None:
     )
     if process.is_main:
         print(plan_text(rows, at_latest=config.resolution.resolution_schedule == "metric"))
+
+
+def transform_costs(plan: Plan, train: ImageDataset) -> tuple[float, float] | None:
+    """Return the CPU time of a transform list for an image, as written and as planned, in milliseconds.
+
+    It is the mean over some images, as many as are done in a second; None where none can be done.
+    """
+    written = replace(plan, orders=tuple(tuple(range(len(segment))) for segment in plan.program.segments()))
+    times: list[tuple[float, ...]] = []
+    deadline = time.monotonic() + _MEASURE_SECONDS
+    with single_threaded():
+        for index in np.linspace(0, len(train) - 1, min(_IMAGES, len(train)), dtype=int):
+            try:
+                pixels = np.array(_decoded(train, int(index)))
+                times.append(tuple(cpu_ms(partial(run, one, pixels, index=int(index)), 2) for one in (written, plan)))
+            except ValueError:  # the file is damaged, or a crop is larger than the image
+                continue
+            if time.monotonic() > deadline:
+                break
+    if not times:
+        return None
+    before, after = np.mean(times, axis=0)
+    return float(before), float(after)
+
+
+def _decoded(train: ImageDataset, index: int) -> Image.Image:
+    if not isinstance(train, PackedDataset):
+        return decode(train.paths[index])
+    with open_image(io.BytesIO(train.checked_record(index).tobytes())) as image:
+        return to_rgb(image)

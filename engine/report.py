@@ -43,9 +43,9 @@ class ReportError(ValueError):
 def write_report(run_dir: Path, verdict_text: str | None = None) -> Path:
     """Write ``report.html`` into a run directory.
 
-    Reads metrics.jsonl, config.toml, env.json, result.json (its ``reason``: why the run ended), confusion.csv,
-    per_class.csv, class_counts.csv, bad_samples.csv, predictions.json (see ``engine.samples``) and resolutions.json (a
-    list of objects with ``resolution``, ``top1``, ``top5`` and ``loss``), each if it is there.
+    Reads metrics.jsonl, config.toml, env.json, transforms.txt, result.json (its ``reason``: why the run ended),
+    confusion.csv, per_class.csv, class_counts.csv, bad_samples.csv, predictions.json (see ``engine.samples``) and
+    resolutions.json (a list of objects with ``resolution``, ``top1``, ``top5`` and ``loss``), each if it is there.
 
     Args:
         run_dir: the run's directory.
@@ -97,7 +97,7 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
             cores=float(env.get("usable_cores", 1)),
             device=str(_setting(settings, "run", "device") or "cpu"),
             loader=str(_setting(settings, "loader", "loader") or ""),
-        )
+        ).sentence
     classes, confusion = read_confusion(run_dir / "confusion.csv")
     return {
         "title": f"{_setting(settings, 'model', 'model') or 'Training'} on {_data_name(settings)}",
@@ -116,6 +116,7 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
         "distribution": _distribution(_table(run_dir / "class_counts.csv")),
         "bad_samples": _table(run_dir / "bad_samples.csv"),
         "bad_samples_shown": _ROWS,
+        "transforms": _text(run_dir / "transforms.txt"),
         "settings": settings,
         "environment": env,
     }
@@ -201,6 +202,7 @@ def _time_parts(epochs: Sequence[Record]) -> list[tuple[str, str, float, float]]
     spent = time_spent(epochs)
     parts = [
         ("computing", "train", spent.compute),
+        ("augmentation", "augmentation", spent.augmentation),
         ("waiting for data", "wait", spent.data_wait),
         ("evaluation", "evaluation", spent.evaluation),
         ("warm-up for new sizes", "switch", spent.switch),

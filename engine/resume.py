@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from engine.checkpoint import CheckpointError, Position, load_checkpoint
 from engine.config import Config, ConfigError
 from engine.rundir import is_running
 from engine.toml import from_toml
+from engine.transforms import COPY, TransformList
 from loaders.dataset import ImageData
 
 logger = logging.getLogger("headrace")
@@ -21,9 +23,9 @@ LAST = "last.pt"
 # Changing these leaves every later batch and weight as it would have been.
 EXACT = {
     "data.data", "data.csv", "data.image_root", "data.path_column", "data.label_column", "data.split_column",
-    "data.cache", "loader.num_workers", "loader.prefetch", "loader.max_bad_fraction", "loader.on_bad_sample",
-    "resolution.final_resolutions", "run.output", "run.name", "run.resume", "run.save_every", "run.time_limit",
-    "run.target", "run.early_stop", "run.log_every", "run.plan", "model.weights", "model.pretrained",
+    "data.cache", "augment.transforms", "loader.num_workers", "loader.prefetch", "loader.max_bad_fraction",
+    "loader.on_bad_sample", "resolution.final_resolutions", "run.output", "run.name", "run.resume", "run.save_every",
+    "run.time_limit", "run.target", "run.early_stop", "run.log_every", "run.plan", "model.weights", "model.pretrained",
 }  # fmt: skip
 
 # Changing these is sensible, and changes results: by rounding, or because the schedule is stretched.
@@ -62,18 +64,18 @@ class Resumed:
 
 
 def identity(data: ImageData) -> dict[str, Any]:
-    """Return what a checkpoint must agree with to be resumed on these data."""
+    """Return what a checkpoint must agree with to be resumed on these data, beside the transforms."""
     return {"train": data.train.fingerprint, "val": data.val.fingerprint if len(data.val) else ""}
 
 
-def find(config: Config, data: ImageData) -> Resumed | None:
+def find(config: Config, data: ImageData, transforms: TransformList | None = None) -> Resumed | None:
     """Return the run that ``--resume`` asks for.
 
-    ``auto`` takes the newest unfinished run below ``--output`` whose options and data agree, or None; why a run was
-    passed over is logged. A path must agree.
+    ``auto`` takes the newest unfinished run below ``--output`` whose options, data and transforms agree, or None; why a
+    run was passed over is logged. A path must agree.
 
     Raises:
-        CheckpointError: the run at the path cannot be resumed with these options and data.
+        CheckpointError: the run at the path cannot be resumed with these options, data and transforms.
     """
     wanted = config.run.resume
     if wanted is None:
@@ -83,14 +85,14 @@ def find(config: Config, data: ImageData) -> Resumed | None:
         path = path if path.is_file() else path / LAST
         if is_running(path.parent):
             raise CheckpointError(f"{path.parent} is being trained by another process")
-        return _open(path, config, data)
+        return _open(path, config, data, transforms)
     checkpoints = sorted(config.run.output.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in checkpoints:
         if _finished(path.parent):
             continue
         try:
             if not is_running(path.parent):
-                return _open(path, config, data, strict=True)
+                return _open(path, config, data, transforms, strict=True)
             logger.info("Not resumed: %s is being trained by another process", path.parent)
         except (CheckpointError, ConfigError) as error:
             logger.info("Not resumed: %s", error)
@@ -106,12 +108,16 @@ def _finished(run: Path) -> bool:
         return False
 
 
-def _open(path: Path, config: Config, data: ImageData, strict: bool = False) -> Resumed:
+def _open(
+    path: Path, config: Config, data: ImageData, transforms: TransformList | None, strict: bool = False
+) -> Resumed:
     """Read a checkpoint and check that it agrees; with ``strict``, no change that alters results is allowed."""
     position, state = load_checkpoint(path)
     saved = from_toml(state["config"], Config(), str(path))
     merged, warnings, refusals = reconcile(config, saved)
-    if state["identity"] != identity(data):
+    before = dict(state["identity"])
+    refusals += _changes(before.pop("transforms", None), transforms, path.parent)
+    if before != identity(data):
         refusals.append("the images, labels or files' sizes differ from those it was trained on")
     if strict:
         refusals += warnings
@@ -122,6 +128,23 @@ def _open(path: Path, config: Config, data: ImageData, strict: bool = False) -> 
     for warning in warnings:
         logger.warning("Resuming with a change: %s", warning)
     return Resumed(path.parent, merged, position, state)
+
+
+def _changes(before: dict[str, Any] | None, transforms: TransformList | None, run: Path) -> Iterator[str]:
+    """Yield why a run cannot go on with these transforms.
+
+    Args:
+        before: what its checkpoint holds of those it began with.
+    """
+    copy = run / COPY
+    if before is None and transforms is not None:
+        yield f"it was begun without a transform list: leave {transforms.source} out"
+    elif before is not None and transforms is None:
+        how = f"give --transforms {copy}" if copy.exists() else "hand the same ones to engine.train.train again"
+        yield f"it was begun with a transform list: {how}"
+    elif before is not None and transforms is not None and before["program"] != transforms.fingerprint:
+        kept = f": its own is kept in {copy}" if copy.exists() else ""
+        yield f"it was begun with another transform list than {transforms.source}{kept}"
 
 
 def reconcile(requested: Config, saved: Config) -> tuple[Config, list[str], list[str]]:

@@ -17,9 +17,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-Resource = Literal["cores", "workers", "disk", "bus", "model"]
+Resource = Literal["cores", "workers", "disk", "bus", "training"]
+"""What an image takes a share of; ``training`` is the one process that augments and trains batch after batch."""
 
 RESOURCES: tuple[Resource, ...] = get_args(Resource)
+
+RESOURCE_NAMES: Mapping[Resource, str] = {
+    "cores": "the processor",
+    "workers": "the number of workers",
+    "disk": "the disk",
+    "bus": "the way to the GPU",
+    "training": "training by itself",
+}
+
+Limit = Literal["cores", "workers", "disk", "bus", "augmentation", "model"]
+"""What sets the limit, as the doctor predicts it and the verdict finds it."""
+
+LIMIT_NAMES: Mapping[Limit, str] = {
+    "cores": "the processor",
+    "workers": "the number of workers",
+    "disk": "the disk",
+    "bus": "the way to the GPU",
+    "augmentation": "augmentation",
+    "model": "the model",
+}
+
+AUGMENTATION_WORTH_TELLING = 0.25  # of the training process's time; below, a lighter preset changes little
 
 
 @dataclass(frozen=True)
@@ -53,9 +76,13 @@ class Demand:
         cpu_seconds: processor time of loading it, by stage.
         disk_bytes: bytes read.
         bus_bytes: bytes copied to the device.
-        step_seconds: time of the training step, over its batch size, with all cores or the device to itself.
-        step_cpu_seconds: processor time of the training step, which loading then has to do without; near 0 where a
-            device computes.
+        step_seconds: time of normalization and training step, over the batch size, with all cores or the device to
+            themselves.
+        step_cpu_seconds: processor time of the same, which loading then has to do without; near 0 where a device
+            computes.
+        augment_seconds: time of augmentation, which the training process does before each step; 0 where a device
+            augments, as part of the step.
+        augment_cpu_seconds: its processor time.
     """
 
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -63,15 +90,27 @@ class Demand:
     bus_bytes: float = 0.0
     step_seconds: float = 0.0
     step_cpu_seconds: float = 0.0
+    augment_seconds: float = 0.0
+    augment_cpu_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        others = (self.disk_bytes, self.bus_bytes, self.step_seconds, self.step_cpu_seconds)
+        steps = (self.step_seconds, self.step_cpu_seconds, self.augment_seconds, self.augment_cpu_seconds)
+        others = (self.disk_bytes, self.bus_bytes, *steps)
         if not all(0 <= value < math.inf for value in (*self.cpu_seconds.values(), *others)):
             raise ValueError(f"what an image takes must be finite and not below 0, got {self}")
 
     @property
     def loading_cpu_seconds(self) -> float:
         return math.fsum(self.cpu_seconds.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """What the training process does with an image, one thing after the other."""
+        return self.augment_seconds + self.step_seconds
+
+    @property
+    def training_cpu_seconds(self) -> float:
+        return self.augment_cpu_seconds + self.step_cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -107,20 +146,44 @@ class Roofline:
 def roofline(machine: Machine, demand: Demand, num_workers: int | None = None) -> Roofline:
     """Return the ceilings of training on images.
 
+    Workers load ahead while the training process works, so that the slower of the two sets the rate: workers, of whom
+    each reads and decodes one image at a time, or training, in which augmentation and step take turns. Both need
+    processor time, of which there is no more than the cores have. The rate falls short of these bounds by what batches
+    wait for each other, least where one ceiling is well below the others.
+
     Args:
         machine: what there is.
         demand: what an image takes.
-        num_workers: workers of the loader, each of which reads and decodes one image at a time; None for enough.
+        num_workers: workers of the loader; 0 for the training process loading itself, None for enough.
     """
+    in_worker = _seconds_in_worker(machine, demand)
+    if num_workers is None:
+        workers = math.inf
+    elif num_workers == 0:
+        workers = _ratio(1.0, in_worker + demand.training_seconds)
+    else:
+        workers = _ratio(num_workers, in_worker)
     return Roofline(
         {
-            "cores": _ratio(machine.cores, demand.loading_cpu_seconds + demand.step_cpu_seconds),
-            "workers": math.inf if num_workers is None else _ratio(num_workers, _seconds_in_worker(machine, demand)),
+            "cores": _ratio(machine.cores, demand.loading_cpu_seconds + demand.training_cpu_seconds),
+            "workers": workers,
             "disk": _ratio(machine.disk, demand.disk_bytes),
             "bus": _ratio(machine.bus, demand.bus_bytes),
-            "model": _ratio(1.0, demand.step_seconds),
+            "training": _ratio(1.0, demand.training_seconds),
         }
     )
+
+
+def limit_of(demand: Demand, bound: Resource) -> Limit:
+    """Say what sets the limit where a resource bounds the rate: whoever uses most of what loading and training share.
+
+    It is augmentation rather than the model from where a lighter one would show.
+    """
+    trains = bound == "training" or (bound == "cores" and demand.training_cpu_seconds > demand.loading_cpu_seconds)
+    if bound != "training" and not trains:
+        return bound
+    telling = demand.augment_seconds >= AUGMENTATION_WORTH_TELLING * demand.training_seconds
+    return "augmentation" if telling and demand.augment_seconds else "model"
 
 
 def workers_needed(machine: Machine, demand: Demand) -> int:

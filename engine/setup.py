@@ -40,6 +40,10 @@ class Normalization:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
+
 
 def open_images(config: Config, show_progress: bool = True) -> ImageData:
     """Open the data that a configuration names, whole.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +40,48 @@ def cpu_seconds() -> float:
             times = one.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def idle_seconds() -> float:
+    """Return how long the cores open to this process have had nothing to do so far, added up over the cores.
+
+    Waiting for a disk is nothing to do.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return sum(
+        times.idle + getattr(times, "iowait", 0.0)
+        for core, times in enumerate(psutil.cpu_times(percpu=True))
+        if allowed is None or core in allowed
+    )
+
+
+@dataclass(frozen=True)
+class _LoadingTime:
+    """Processor time, and time waited for a core, in seconds."""
+
+    cpu: float
+    queued: float
+
+
+def _knows_queues() -> bool:
+    """Say whether this system counts how long threads wait for a core."""
+    with suppress(OSError, IndexError):
+        return Path("/proc/self/schedstat").read_text().split()[0] != "0"  # all are 0 in a kernel that does not count
+    return False
+
+
+def _queued_seconds(pid: int, but: frozenset[int] = frozenset()) -> float:
+    """Return how long the threads of a process, but for some, were ready to run while no core was free.
+
+    It is the second number of ``/proc/PID/task/*/schedstat`` (Documentation/scheduler/sched-stats.rst of Linux).
+    """
+    total = 0
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError, ValueError, IndexError):
+                if int(task.name) not in but:
+                    total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9
 
 
 def resident_memory_gib() -> float:
@@ -152,22 +195,52 @@ class Telemetry:
     """Watches the machine over a run, an epoch at a time.
 
     Without a GPU, or without NVML, the GPU's fields are absent, not zero.
+
+    Args:
+        device: that trains.
+        local_world: processes of the job on this machine, which share its cores.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, local_world: int = 1) -> None:
         self._gpu: Gpu | None = None
         if device.type == "cuda":
             try:
                 self._gpu = Gpu(device)
             except OSError as error:
                 logger.info("No GPU telemetry: %s", error)
-        self._cpu_seconds = cpu_seconds()
+        self._local_world = local_world
+        self._not_loading: frozenset[int] | None = None  # threads
+        self._mark()
+
+    def _mark(self) -> None:
+        self._began = time.monotonic()
+        self._cpu_seconds, self._idle_seconds = cpu_seconds(), idle_seconds()
+        self._loading = self._loading_time()
 
     def start(self) -> None:
-        """Begin an epoch: forget what was seen before."""
-        self._cpu_seconds = cpu_seconds()
+        """Begin an epoch: forget what was seen before.
+
+        A loader starts its threads when its first epoch begins, so that those of the first call are not a loader's.
+        """
+        if self._not_loading is None:
+            self._not_loading = frozenset(thread.id for thread in psutil.Process().threads())
+        self._mark()
         if self._gpu:
             self._gpu.collect()
+
+    def _loading_time(self) -> _LoadingTime:
+        """Return the time used so far by the loader's threads and by all descendants of this process."""
+        process, known = psutil.Process(), self._not_loading or frozenset()
+        times = process.cpu_times()
+        cpu = times.children_user + times.children_system
+        cpu += sum(one.user_time + one.system_time for one in process.threads() if one.id not in known)
+        queued = _queued_seconds(process.pid, known)
+        for child in process.children(recursive=True):
+            with suppress(psutil.Error):
+                times = child.cpu_times()
+                cpu += times.user + times.system + times.children_user + times.children_system
+                queued += _queued_seconds(child.pid)
+        return _LoadingTime(cpu, queued)
 
     def collect(self, images: int) -> dict[str, float]:
         """Return the fields of an epoch record, over the time since ``start``.
@@ -177,11 +250,23 @@ class Telemetry:
 
         Returns:
             ``cpu_ms_per_image``: processor time of this process and its descendants for each image, milliseconds;
+            ``loading_cpu_ms_per_image``: what of it the loader's threads and processes used;
+            ``loading_queued_ms_per_image``: how long these waited for a core to become free, where Linux tells;
+            ``idle_cores``: of this process's share of the machine, how many cores had nothing to do, on average;
             ``memory_gib``: their memory now; and with a GPU what ``Gpu.collect`` returns.
         """
         record = {"memory_gib": resident_memory_gib()}
+        elapsed, spent = time.monotonic() - self._began, cpu_seconds() - self._cpu_seconds
         if images:
-            record["cpu_ms_per_image"] = 1000 * (cpu_seconds() - self._cpu_seconds) / images
+            record["cpu_ms_per_image"] = 1000 * spent / images
+            loading = self._loading_time()
+            record["loading_cpu_ms_per_image"] = 1000 * max(0.0, loading.cpu - self._loading.cpu) / images
+            if _knows_queues():
+                record["loading_queued_ms_per_image"] = 1000 * max(0.0, loading.queued - self._loading.queued) / images
+        if elapsed > 0:
+            idle = (idle_seconds() - self._idle_seconds) / self._local_world
+            quota = usable_cores(self._local_world) - spent / elapsed  # of a control group, below the machine's cores
+            record["idle_cores"] = max(0.0, min(idle / elapsed, quota))
         if self._gpu:
             record |= self._gpu.collect()
         return record

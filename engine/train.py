@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,10 +28,11 @@ from engine.precision import PrecisionError
 from engine.preview import print_plan
 from engine.resume import Resumed, find, identity
 from engine.rundir import RunDirectory, new_run_path
-from engine.setup import check_data, create_learner, limit, open_images, packed
+from engine.setup import augmentation_of, check_data, create_learner, limit, open_images, packed
 from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
+from engine.transforms import COPY, Arrangement, arrange, log_arrangement, normalization_for, read_transforms
 from engine.validation import validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.contract import LoaderError
@@ -90,30 +92,41 @@ def with_resumed_options(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def train(config: Config) -> Ending | None:
+def train(config: Config, transforms: Any = None) -> Ending | None:
     """Train by a configuration; return how the run ended, or None if it was only planned.
+
+    Args:
+        config: what the command line says.
+        transforms: how training images vary, in place of the presets: a torchvision Compose of either version, a list
+            of transforms, or a Program (see loaders.transforms); None for what the configuration says.
 
     Raises:
         Exception: any of USER_ERRORS, whose message says what to do.
     """
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    own = read_transforms(config.augment, transforms)
     with process(config.run.device) as this:
         data = _open(config, this)
-        resumed = this.broadcast(find(config, data) if this.is_main else None)
+        resumed = this.broadcast(find(config, data, own) if this.is_main else None)
         if resumed is not None:
             _warn_of_other_processes(resumed, this)
             config = resumed.config
-        config = _agreed(resolve(config, data.train, this), this)
+        arranged = resolution = None
+        if own is not None:
+            state = resumed.state["identity"]["transforms"] if resumed is not None else None
+            arranged = arrange(own, config, data.train, this, state)
+            resolution = arranged.split.resolution
+        config = _agreed(resolve(config, data.train, this, resolution), this)
         validate(config)
         check_data(config, data)
         torch.set_num_threads(config.run.threads)
         torch.use_deterministic_algorithms(config.run.deterministic)
         torch.backends.cudnn.benchmark = not config.run.deterministic
         if config.run.plan:
-            print_plan(config, data, this)
+            print_plan(config, data, this, arranged)
             return None
-        return _run(config, data, this, resumed)
+        return _run(config, data, this, resumed, arranged)
 
 
 def _agreed(config: Config, this: Process) -> Config:
@@ -153,11 +166,17 @@ def _open(config: Config, this: Process) -> ImageData:
     return data
 
 
-def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None) -> Ending:
+def _run(
+    config: Config, data: ImageData, this: Process, resumed: Resumed | None, arranged: Arrangement | None
+) -> Ending:
     source = identity(data)
+    augmentation = augmentation_of(config.augment)
+    if arranged is not None:
+        source |= {"transforms": arranged.state}
+        augmentation = arranged.augmentation
     data = _first_before_others(this, partial(packed, config, data))
-    learner, normalization = create_learner(config, data, this)
-    run = _run_directory(config, data, resumed) if this.is_main else None
+    learner, of_model = create_learner(config, data, this)
+    run = _run_directory(config, resumed, arranged) if this.is_main else None
     try:
         csv_path = run.file("bad_samples.csv") if run else None
         bad_samples = BadSamples(config.loader.on_bad_sample, config.loader.max_bad_fraction, csv_path)
@@ -179,7 +198,10 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
         )
         with loader, stop_on_signals() as stop, logging_redirect_tqdm():
             logger.info("Loader: %s", loader.describe())
-            trainer = Trainer(config, data, source, this, learner, normalization, loader, run, stop, resumed)
+            normalization = normalization_for(arranged, of_model, config.model.pretrained)
+            trainer = Trainer(
+                config, data, source, this, learner, augmentation, normalization, loader, run, stop, resumed
+            )
             ending = trainer.fit()
             finish(trainer, ending)
         return ending
@@ -188,7 +210,7 @@ def _run(config: Config, data: ImageData, this: Process, resumed: Resumed | None
             run.close()
 
 
-def _run_directory(config: Config, data: ImageData, resumed: Resumed | None) -> RunDirectory:
+def _run_directory(config: Config, resumed: Resumed | None, arranged: Arrangement | None) -> RunDirectory:
     if resumed is None:
         path = new_run_path(config.run.output, config.model.model, config.loader.loader, config.run.name)
         run = RunDirectory(path)
@@ -201,7 +223,15 @@ def _run_directory(config: Config, data: ImageData, resumed: Resumed | None) -> 
             resumed.position.epoch + 1,
             resumed.position.next_batch,
         )
-    run.write_text("config.toml", config.to_toml())
+    options = config.to_toml()
+    if arranged is not None:
+        log_arrangement(arranged, config)
+        run.write_text("transforms.txt", arranged.text() + "\n")
+        if arranged.transforms.text:
+            run.write_text(COPY, arranged.transforms.text)
+        else:
+            options = f"# Beside these options: transforms that were handed over, see transforms.txt.\n\n{options}"
+    run.write_text("config.toml", options)
     run.write_json("env.json", environment())
     return run
 

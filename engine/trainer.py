@@ -22,16 +22,17 @@ from engine.progressive import History, ProgressiveSchedule, Stage
 from engine.resume import LAST, Resumed
 from engine.rundir import RunDirectory
 from engine.saving import BEST, Saver
-from engine.setup import Normalization, augmentation_of, lr_factor_of
+from engine.setup import Normalization, lr_factor_of
 from engine.stopping import Clock, Ending, StopRequest, stopped_improving
 from engine.telemetry import Telemetry
 from engine.tuner import TUNED_LOADERS, Tuner
 from engine.values import Target, parse_duration, parse_target
+from loaders.augment import Augmentation
 from loaders.bad_samples import BadSample
 from loaders.contract import Loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageData
-from loaders.plan import EpochPlan, View
+from loaders.plan import EpochPlan
 from loaders.transfer import DeviceBatch, Transfer
 
 
@@ -44,7 +45,8 @@ class Trainer:
 
     Args:
         data: what to train and evaluate on.
-        source: identity of the data as they were opened, before any packing.
+        source: identity of the data as they were opened, before any packing, and of the transforms.
+        augmentation: how training images vary.
         run: where to write; None on all ranks but the first.
         stop: set by a signal.
         resumed: the run to go on with.
@@ -57,6 +59,7 @@ class Trainer:
         source: dict[str, Any],
         process: Process,
         learner: Learner,
+        augmentation: Augmentation,
         normalization: Normalization,
         loader: Loader,
         run: RunDirectory | None,
@@ -70,7 +73,7 @@ class Trainer:
         self.loader = loader
         self.run = run
         self.stop = stop
-        self.augmentation = augmentation_of(config.augment)
+        self.augmentation = augmentation
         self.schedule = ProgressiveSchedule.from_config(config)
         self.transfer = Transfer(
             process.device,
@@ -80,10 +83,12 @@ class Trainer:
             channels_last=config.model.channels_last,
         )
         self._load = loader.run
+        self._tuner: Tuner | None = None
         if config.loader.num_workers == "auto" and loader.name in TUNED_LOADERS:
-            self._load = Tuner(loader, int(usable_cores(process.local_world)), self.transfer.wait_seconds).batches
+            self._tuner = Tuner(loader, int(usable_cores(process.local_world)), self.transfer.wait_seconds)
+            self._load = self._tuner.batches
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
-        self.telemetry = Telemetry(process.device)
+        self.telemetry = Telemetry(process.device, process.local_world)
         self.position = Position()
         self.target: Target | None = parse_target(config.run.target) if config.run.target else None
         self.last_result: tuple[EvaluationResult, Predictions] | None = None
@@ -160,26 +165,15 @@ class Trainer:
     # An epoch
 
     def _plan(self, stage: Stage) -> EpochPlan:
-        augmentation, options = self.augmentation, self.config
-        view = View(
+        options, position, process = self.config, self.position, self.process
+        view = self.augmentation.view(
             stage.resolution,
             stage.batch_size,
-            crop=augmentation.crop,
-            scale=augmentation.scale,
-            ratio=augmentation.ratio,
-            flip=augmentation.flip,
             balanced=options.loss.balanced_sampling,
             drop_last=options.loader.drop_last,
         )
-        return EpochPlan(
-            self.data.train,
-            self.position.epoch,
-            view,
-            options.run.seed,
-            self.process.rank,
-            self.process.world,
-            self.position.next_batch,
-        )
+        train, seed = self.data.train, options.run.seed
+        return EpochPlan(train, position.epoch, view, seed, process.rank, process.world, position.next_batch)
 
     def _train_epoch(self, stage: Stage) -> Ending | None:
         """Train one epoch, or what is left of it; return how the run ends if it ends here."""
@@ -189,6 +183,7 @@ class Trainer:
         self.telemetry.start()
         self._watched_from = self.position.samples_seen
         self.transfer.take_wait_seconds()
+        self.transfer.take_augment_seconds()
         self._before, self._steps_before, self._steps_to_check = self.position.train_seconds, self.position.steps, 1
         self._ending: Ending | None = None
         self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
@@ -220,6 +215,7 @@ class Trainer:
         """Bring the times of the epoch under way up to date."""
         self.position.train_seconds = self._before + time.monotonic() - self._started
         self.position.data_wait_seconds += self.transfer.take_wait_seconds()
+        self.position.augment_seconds += self.transfer.take_augment_seconds()
         self.position.seconds = self.clock.elapsed
 
     def _after_step(self, batch: DeviceBatch) -> bool:
@@ -324,18 +320,22 @@ class Trainer:
             "val_seconds": val_seconds,
             "data_wait_seconds": position.data_wait_seconds,
             "data_wait_fraction": position.data_wait_seconds / position.train_seconds,
+            "augment_seconds": position.augment_seconds,
             "switch_seconds": position.switch_seconds,
             "samples_seen": position.samples_seen,
             "steps": position.steps,
             "bad_samples": len(self.loader.bad_samples),
             "num_workers": self.loader.num_workers,
+            "workers_settled": self._tuner is None or self._tuner.is_settled,
+            "bytes_per_image": float(self.data.train.sizes.mean()),
             "skipped_steps": int(sums[3]),
             "time": self.clock.elapsed,
             **telemetry,
         }
         position.epoch += 1
         position.next_batch = 0
-        position.train_seconds = position.data_wait_seconds = position.switch_seconds = 0.0
+        position.train_seconds = position.data_wait_seconds = 0.0
+        position.augment_seconds = position.switch_seconds = 0.0
         position.seconds = self.clock.elapsed
         if self.run is not None:
             self.run.record_epoch(record, position.steps)

@@ -5,7 +5,12 @@ tells how many would keep up. By Little's law the images in workers' hands are t
 takes, so that a model which waits for a fraction f of the time behind w workers needs w / (1 - f) of them (J. D. C.
 Little, "A Proof for the Queuing Formula L = λW", Operations Research 9(3), 1961). From there it is a climb with
 hysteresis: workers beyond that cost memory and, on a CPU, take cores from the model, so that they stay only where the
-rate rises by more than chance.
+rate rises by more than chance, and where a jump has brought less than the workers promised, fewer are tried.
+
+Where two numbers do not differ clearly, as the waiting lets expect, the loser is looked at once more, and its faster
+window counts: whatever else the machine does, it only ever makes training slower (the argument of Python's ``timeit``).
+What stays is looked at last; where it is far slower than before, something else has begun to take the machine's time,
+and the search begins anew.
 
 The plan makes batches independent of the workers, so that changing them in the middle of an epoch changes no result.
 """
@@ -20,12 +25,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from engine.charts import number
 from loaders.contract import Batch, Loader
 from loaders.plan import EpochPlan
 
 TUNED_LOADERS = ("torch", "dali", "roi")  # FFCV compiles for seconds when it begins anew
 WAIT_TOLERATED = 0.03  # share of the time; less is not worth a worker
-GAIN_WANTED = 0.05  # by which another number of workers must be faster to stay; less is within what repeats scatter
+GAIN_WANTED = 0.05  # by which more workers must be faster to stay; less is within what repeats scatter
+_CLEAR = 0.25  # a difference of rates that one window of each is enough for
+_CHANGED = 0.15  # by which a number that is looked at again is slower where something else takes the machine's time
+_LOOKS = 2  # at each of two numbers that differ less
+_BEGINNINGS = 3  # of a search at one size, because of that
 _WINDOW_SECONDS = 2.0
 _WINDOW_BATCHES = 8
 _UNSTEADY_BATCHES = 4  # after a start, until queues are as full as they are going to be
@@ -38,7 +48,7 @@ class Window:
     """What was seen of training over some seconds.
 
     Attributes:
-        rate: images per second, at least 0.
+        rate: images per second, above 0.
         waiting: share of the time that training waited for data, 0 to 1.
     """
 
@@ -55,7 +65,11 @@ class Decision:
 
 
 class Climb:
-    """The search for a number of workers at one size: from where it stands up, or down, while that helps.
+    """The search for a number of workers at one size: up while that helps, then down while that costs nothing.
+
+    Attributes:
+        workers: what to train with until the next decision.
+        settled: nothing is going to change any more.
 
     Args:
         workers: in use when it begins.
@@ -63,33 +77,85 @@ class Climb:
     """
 
     def __init__(self, workers: int, most: int) -> None:
-        self.workers, self._most = workers, most
-        self._before: tuple[int, Window] | None = None  # what the present number is compared with
-        self.settled = most == 1 and workers == 1
+        self.workers, self.settled = workers, False
+        self._limit, self._kept = most, workers
+        self._beginnings = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._beginnings += 1
+        self._windows: dict[int, list[Window]] = {}
+        self._tried = self._kept  # what the best so far is compared with; itself while nothing is
+        self._most = self._limit  # more are not going to be faster
+        self._too_few = 0  # these and fewer are slower
+        self._compared = ""  # the last comparison in words
 
     def observe(self, seen: Window) -> Decision | None:
-        """Take what was seen with the present number of workers; return another number, or None to stay.
+        """Take what was seen with the present number of workers; return what follows, or None to see more first."""
+        if self._tried != self._kept:
+            self._windows.setdefault(self.workers, []).append(seen)
+            return self._compare()
+        before = max((window.rate for window in self._windows.get(self._kept, [])), default=0.0)
+        if seen.rate < before * (1 - _CHANGED) and self._beginnings < _BEGINNINGS:
+            self._begin()  # something else takes the machine's time, and comparisons with what was seen mean nothing
+        self._windows.setdefault(self._kept, []).append(seen)
+        best = self._best(self._kept)
+        waits = f"{best.waiting:.0%} of the time waited for data at {number(best.rate)} images/s"
+        return self._next(self._compared or waits)
 
-        When ``settled`` is set, nothing more is going to change.
-        """
-        if self._before is not None:
-            before, then = self._before
-            slower = seen.rate < then.rate * (1 - WAIT_TOLERATED)
-            if (self.workers > before and seen.rate < then.rate * (1 + GAIN_WANTED)) or slower:
-                self.settled = True
-                return self._go(before, f"{self.workers} gave {seen.rate:.0f} images/s in place of {then.rate:.0f}")
-        went_up = self._before is not None and self.workers > self._before[0]
-        went_down = self._before is not None and not went_up
-        waits = f"{seen.waiting:.0%} of the time waited for data at {seen.rate:.0f} images/s"
-        if seen.waiting > WAIT_TOLERATED and self.workers < self._most and not went_down:
-            keeping_up = self.workers / max(1 - seen.waiting, 1e-3)
-            self._before = self.workers, seen
-            return self._go(max(self.workers + 1, min(self._most, math.ceil(keeping_up - WAIT_TOLERATED))), waits)
-        if seen.waiting <= WAIT_TOLERATED and self.workers > 1 and not went_up:
-            self._before = self.workers, seen
-            return self._go(self.workers - 1, waits)
-        self.settled = True
-        return None
+    def _best(self, workers: int) -> Window:
+        return max(self._windows[workers], key=lambda window: window.rate)
+
+    def _compare(self) -> Decision | None:
+        kept, tried = self._best(self._kept).rate, self._best(self._tried).rate
+        self._compared = f"{self._tried} gave {number(tried)} images/s in place of {number(kept)}"
+        more = self._tried > self._kept
+        if more:
+            won = tried >= kept * (1 + GAIN_WANTED)
+        else:
+            won = tried >= (1 - WAIT_TOLERATED) * max(self._best(workers).rate for workers in self._windows)
+        loser = self._kept if won else self._tried
+        if len(self._windows[loser]) < _LOOKS and not self._is_clear(more):
+            return None if loser == self.workers else self._go(loser, f"{self._compared}; {loser} once more")
+        if more and won:
+            self._too_few, self._kept = self._kept, self._tried
+        elif won:
+            self._most = self._kept = self._tried
+        elif more:
+            self._most = self._kept
+        else:
+            self._too_few = self._tried
+        return self._next(self._compared)
+
+    def _is_clear(self, more: bool) -> bool:
+        """Whether the rates differ by far, in the way that the waiting lets expect."""
+        kept, tried = self._best(self._kept), self._best(self._tried)
+        if more:
+            keeping_up = 1 / max(1 - kept.waiting, 1e-3)
+            return 1 + _CLEAR < tried.rate / kept.rate < keeping_up * (1 + _CHANGED)
+        return tried.rate < kept.rate * (1 - _CLEAR) and tried.waiting > WAIT_TOLERATED
+
+    def _next(self, reason: str) -> Decision | None:
+        """Choose what to compare the best with, or settle for it."""
+        kept, seen = self._kept, self._best(self._kept)
+        if seen.waiting > WAIT_TOLERATED and kept < self._most:
+            needed = math.ceil((1 - WAIT_TOLERATED) * kept / max(1 - seen.waiting, 1e-3))
+            self._tried = max(kept + 1, min(self._most, needed))
+            return self._go(self._tried, reason)
+        self._most = self._tried = kept
+        fewer = kept // 2
+        if self._too_few:  # were all of a jump's workers as good as those before it, so many would bring the same rate
+            fewer = math.ceil((1 - WAIT_TOLERATED) * self._too_few * seen.rate / self._best(self._too_few).rate)
+        fewer = max(self._too_few + 1, fewer)
+        if fewer < kept:
+            is_certain = len(self._windows[kept]) > 1
+        else:  # what stays is looked at last
+            is_certain = self.workers == kept and sum(map(len, self._windows.values())) > 1
+        if not is_certain:
+            return None if self.workers == kept else self._go(kept, reason)
+        self.settled = fewer >= kept
+        self._tried = min(fewer, kept)
+        return self._go(self._tried, reason)
 
     def _go(self, workers: int, reason: str) -> Decision:
         self.workers = workers
@@ -97,63 +163,151 @@ class Climb:
 
 
 class Tuner:
-    """Sets the loader's workers while training goes on, and logs each change with its reason.
+    """Sets the loader's workers while training goes on, and logs each decision with its reason.
 
     Args:
         loader: whose workers to set; it begins with what it has.
-        most: not more than these.
+        most: not more than these, and one at least.
         waited: returns the seconds that training has waited for data so far.
+        clock: returns seconds.
     """
 
-    def __init__(self, loader: Loader, most: int, waited: Callable[[], float]) -> None:
-        self._loader, self._most, self._waited = loader, max(1, most), waited
-        self._resolution = 0
-        self._climb = Climb(loader.num_workers, self._most)
+    def __init__(
+        self,
+        loader: Loader,
+        most: int,
+        waited: Callable[[], float],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._loader, self._most = loader, max(1, most)
+        self._watch = _Watch(waited, clock)
+        self._size = (0, 0)  # side and batch size, with which what loading and training take changes
+        self._climbs: dict[tuple[int, int], Climb] = {}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the loader has the workers that the present size is going to be trained with."""
+        climb = self._climbs.get(self._size)
+        return climb is not None and climb.settled and self._loader.num_workers == climb.workers
 
     def batches(self, plan: EpochPlan) -> Iterator[Batch]:
         """Yield the plan's batches as the loader does, which may go on with other workers in between."""
-        if plan.view.resolution != self._resolution:  # what loading and training take changes with the size
-            self._resolution = plan.view.resolution
-            self._climb = Climb(self._loader.num_workers, self._most)
+        climb = self._climb_at(plan.view.resolution, plan.view.batch_size)
         step = plan.start_batch
         while step < plan.num_batches:
+            if self._loader.num_workers != climb.workers:
+                self._loader.use_workers(climb.workers)
+                self._watch.forget()
+            self._watch.begin_epoch()
             batches = self._loader.run(replace(plan, start_batch=step))
             with closing(cast(Any, batches)):  # a generator, as every loader's
-                watch = _Watch(self._waited)
                 for batch in batches:
                     yield batch
                     step = batch.plan.step + 1
-                    if self._climb.settled or (seen := watch.see(len(batch))) is None:
-                        continue
-                    before = self._climb.workers
-                    if (decision := self._climb.observe(seen)) is not None:
-                        numbers = before, decision.workers, self._resolution
-                        logger.info("Workers: %d -> %d at %d px: %s", *numbers, decision.reason)
+                    if not climb.settled:
+                        self._take(self._watch.see(len(batch), climb.workers), climb)
+                    if self._loader.num_workers != climb.workers:
                         break
-            if self._loader.num_workers != self._climb.workers:
-                self._loader.use_workers(self._climb.workers)
+        if not climb.settled:
+            self._take(self._watch.end_epoch(), climb)
+
+    def _take(self, seen: Window | None, climb: Climb) -> None:
+        """Have what was seen decided on."""
+        if seen is not None and (decision := climb.observe(seen)) is not None:
+            self._log(decision)
+
+    def _climb_at(self, resolution: int, batch_size: int) -> Climb:
+        """Return the search at a size, which is begun with the first epoch of it."""
+        size = resolution, batch_size
+        if size == self._size:
+            return self._climbs[size]
+        self._size = size
+        self._watch.forget()
+        if size in self._climbs:
+            self._log(Decision(self._climbs[size].workers, "as before at this size"))
+            return self._climbs[size]
+        climb = self._climbs[size] = Climb(self._loader.num_workers, self._most)
+        if self._most == climb.workers == 1:
+            climb.settled = True
+            self._log(Decision(1, "one core is all there is"))
+        return climb
+
+    def _log(self, decision: Decision) -> None:
+        before = self._loader.num_workers
+        change = "stays at" if before == decision.workers else f"{before} ->"
+        logger.info("Workers: %s %d at %d px: %s", change, decision.workers, self._size[0], decision.reason)
+
+
+@dataclass
+class _Total:
+    """What was seen of some batches."""
+
+    batches: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+
+    def add(self, other: _Total) -> None:
+        self.batches += other.batches
+        self.images += other.images
+        self.seconds += other.seconds
+        self.waiting += other.waiting
+
+    @property
+    def is_enough(self) -> bool:
+        return self.batches >= _WINDOW_BATCHES and self.seconds >= _WINDOW_SECONDS
+
+    def window(self) -> Window:
+        return Window(self.images / self.seconds, min(1.0, max(0.0, self.waiting / self.seconds)))
 
 
 class _Watch:
-    """Watches training from where it is steady."""
+    """Watches training where it is steady: within an epoch, or over whole epochs where these are short.
 
-    def __init__(self, waited: Callable[[], float]) -> None:
-        self._waited = waited
-        self._batches = -_UNSTEADY_BATCHES
-        self._images = 0
-        self._begin = self._waited_before = 0.0
+    Args:
+        waited: returns the seconds that training has waited for data so far.
+        clock: returns seconds.
+    """
 
-    def see(self, images: int) -> Window | None:
-        """Count a batch that was trained on; return what was seen when that is enough, and begin anew."""
-        self._batches += 1
-        if self._batches > 0:
-            self._images += images
-        elif self._batches == 0:
-            self._begin, self._waited_before = time.perf_counter(), self._waited()
-        elapsed = time.perf_counter() - self._begin
-        if self._batches < _WINDOW_BATCHES or elapsed < _WINDOW_SECONDS:
+    def __init__(self, waited: Callable[[], float], clock: Callable[[], float]) -> None:
+        self._waited, self._clock = waited, clock
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as with other workers or at another size."""
+        self._epochs = _Total()  # whole ones
+        self._is_whole = False  # of the one under way: no, as what has just started takes its time
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, or what is left of one; what lay before it is no training."""
+        self._epoch, self._steady = _Total(), _Total()
+        self._then, self._waited_then = self._clock(), self._waited()
+
+    def see(self, images: int, workers: int) -> Window | None:
+        """Count a batch that was trained on; return what was seen within the epoch when that is enough.
+
+        Processes deliver a batch each at about the same time: what is seen ends with the last of so many.
+        """
+        now, waited = self._clock(), self._waited()
+        batch = _Total(1, images, now - self._then, waited - self._waited_then)
+        self._then, self._waited_then = now, waited
+        self._epoch.add(batch)
+        if self._epoch.batches <= _UNSTEADY_BATCHES:
             return None
-        seen = Window(self._images / elapsed, min(1.0, (self._waited() - self._waited_before) / elapsed))
-        self._batches = self._images = 0
-        self._begin, self._waited_before = time.perf_counter(), self._waited()
+        self._steady.add(batch)
+        if not self._steady.is_enough or self._steady.batches % workers:
+            return None
+        seen = self._steady.window()
+        self._steady, self._epochs, self._is_whole = _Total(), _Total(), False
+        return seen
+
+    def end_epoch(self) -> Window | None:
+        """Count an epoch that was too short for a look at its steady part; return what was seen when it is enough."""
+        if self._is_whole:
+            self._epochs.add(self._epoch)
+        self._is_whole = True
+        if not self._epochs.is_enough:
+            return None
+        seen = self._epochs.window()
+        self._epochs = _Total()
         return seen

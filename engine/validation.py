@@ -8,7 +8,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any, get_type_hints
 
-from engine.config import MAX_RESOLUTIONS, MIN_RESOLUTION, Config, ResolutionConfig
+from engine.config import MAX_RESOLUTIONS, MIN_RESOLUTION, AugmentConfig, Config, ResolutionConfig
 from engine.values import Bounds, ConfigError, parse_duration, parse_target
 
 
@@ -114,6 +114,17 @@ def _augment_problems(config: Config) -> Iterator[str]:
             yield f"--{name} is for --crop random-resized, not {augment.crop}: leave one of them out"
     if augment.trivial_augment and augment.rand_augment is not None and all(augment.rand_augment):
         yield "--rand-augment and --trivial-augment do the same work: choose one"
+    if augment.transforms is not None:
+        for option in replaced_by_transforms(augment):
+            yield f"{option} and --transforms both say how images vary: put it into the list, or leave --transforms out"
+
+
+def replaced_by_transforms(augment: AugmentConfig) -> list[str]:
+    """Return the options given that a transform list takes the place of."""
+    usual = AugmentConfig()
+    kept = ("transforms", "reorder", "mixup", "cutmix")  # mixing works on batches
+    given = (one.name for one in fields(augment) if getattr(augment, one.name) != getattr(usual, one.name))
+    return [_flag(name) for name in given if name not in kept]
 
 
 def _training_problems(config: Config) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from engine.roofline import AUGMENTATION_WORTH_TELLING, Limit
 
 Record = Mapping[str, Any]
 
@@ -17,13 +19,33 @@ _SWITCH_WORTH_TELLING = 0.15
 _OTHER_WORTH_TELLING = 0.25
 _SECONDS_TO_JUDGE = 5.0  # of training; before, caches and workers still warm up
 
+_IDLE_WORTH_TELLING = 0.15  # share of the cores; what is less comes from the gaps between two batches
+_BUSY_WORKER = 0.7  # share of its time that a worker computes, from which on reading is not what keeps it
+_FIRST_BATCHES = 2.0  # times what a batch takes, in each epoch: less waiting is for the first one
+
+Cause = Limit | Literal["evaluation", "switch", "other", "none"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What limited a run.
+
+    Attributes:
+        cause: a limit that the doctor knows as well, or what else took the time; ``none`` where nothing can be judged.
+        sentence: it in words, with the evidence, and what to do.
+    """
+
+    cause: Cause
+    sentence: str
+
 
 @dataclass(frozen=True)
 class TimeSpent:
     """Seconds of a run, or of a part of it, by what they were spent on.
 
     Attributes:
-        compute: training without the wait for data.
+        compute: training steps.
+        augmentation: augmenting between them, where a CPU does.
         data_wait: training steps waiting for the next batch.
         evaluation: evaluating.
         switch: warming up for another size.
@@ -31,6 +53,7 @@ class TimeSpent:
     """
 
     compute: float
+    augmentation: float
     data_wait: float
     evaluation: float
     switch: float
@@ -38,18 +61,18 @@ class TimeSpent:
 
     @property
     def total(self) -> float:
-        return self.compute + self.data_wait + self.evaluation + self.switch + self.other
+        return self.training + self.evaluation + self.switch + self.other
 
     @property
     def training(self) -> float:
-        return self.compute + self.data_wait
+        return self.compute + self.augmentation + self.data_wait
 
 
 def time_spent(epochs: Sequence[Record]) -> TimeSpent:
     """Add up where the time of these epoch records went.
 
-    Of a record, ``seconds`` is the whole epoch; ``train_seconds`` (with ``data_wait_seconds`` in it), ``val_seconds``
-    and ``switch_seconds`` are disjoint parts of it. Missing parts count as none.
+    Of a record, ``seconds`` is the whole epoch; ``train_seconds`` (with ``data_wait_seconds`` and ``augment_seconds``
+    in it), ``val_seconds`` and ``switch_seconds`` are disjoint parts of it. Missing parts count as none.
     """
 
     def total(key: str) -> float:
@@ -57,14 +80,37 @@ def time_spent(epochs: Sequence[Record]) -> TimeSpent:
 
     training, evaluation, switch = total("train_seconds"), total("val_seconds"), total("switch_seconds")
     wait = min(total("data_wait_seconds"), training)
+    augmentation = min(total("augment_seconds"), training - wait)
     other = max(0.0, total("seconds") - training - evaluation - switch)
-    return TimeSpent(training - wait, wait, evaluation, switch, other)
+    return TimeSpent(training - wait - augmentation, augmentation, wait, evaluation, switch, other)
 
 
 def epoch_records(records: Sequence[Record]) -> list[Record]:
     """Return the epoch records in order, one for each epoch: after a resume the later one counts."""
     by_epoch = {record["epoch"]: record for record in records if record.get("kind", "epoch") == "epoch"}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a run had to work with; see ``verdict``."""
+
+    num_workers: int
+    cores: float
+    device: str
+    loader: str
+    world_size: int
+    tuned: bool
+
+    @property
+    def usable(self) -> int:
+        """Workers that have a core of their own."""
+        return max(1, math.floor(self.cores))
+
+    @property
+    def may_want_more(self) -> bool:
+        """Whether there are cores that no worker has been tried on."""
+        return self.num_workers < self.usable and not self.tuned
 
 
 def verdict(
@@ -76,7 +122,7 @@ def verdict(
     loader: str,
     world_size: int = 1,
     tuned: bool = False,
-) -> str:
+) -> Verdict:
     """Say in one sentence what limited a run, with the evidence, and what to do.
 
     Args:
@@ -90,44 +136,52 @@ def verdict(
     """
     epochs = epoch_records(records)
     if not epochs:
-        return "No epoch was finished, so there is nothing to judge: train for at least one epoch."
+        return Verdict("none", "No epoch was finished, so there is nothing to judge: train for at least one epoch.")
     spent = time_spent(epochs)
     if spent.training < _SECONDS_TO_JUDGE:
-        return (
+        sentence = (
             f"The run was too short to judge: {spent.training:.1f} s of training, in which workers and caches still "
             "warm up; train for more epochs or on more images."
         )
+        return Verdict("none", sentence)
+    setting = _Setting(num_workers, cores, device, loader, world_size, tuned)
     stage = _worst_stage(epochs, spent)
+    augments = spent.augmentation >= AUGMENTATION_WORTH_TELLING * spent.training
     excess = {
         "data": time_spent(stage).data_wait / spent.total if stage else 0.0,
+        "augmentation": spent.augmentation / spent.total if augments else 0.0,
         "evaluation": _above(spent.evaluation / spent.total, _EVALUATION_WORTH_TELLING),
         "switch": _above(spent.switch / spent.total, _SWITCH_WORTH_TELLING),
         "other": _above(spent.other / spent.total, _OTHER_WORTH_TELLING),
     }
     worst = max(excess, key=lambda cause: excess[cause])
     if excess[worst] == 0.0:
-        return _compute_bound(epochs, spent, device)
+        return Verdict("model", _compute_bound(epochs, spent, device))
     if worst == "data":
         several = len({_stage_key(record) for record in epochs}) > 1
-        advice = _data_advice(num_workers, cores, device, loader, tuned)
-        return _data_bound(stage, several, cores, device, world_size, advice)
+        return _data_bound(stage, f" in the {stage[0].get('resolution')} px stage" if several else "", setting)
+    if worst == "augmentation":
+        return Verdict("augmentation", _augmentation_bound(spent))
     if worst == "evaluation":
-        return (
+        sentence = (
             f"Evaluation took {_percent(spent.evaluation / spent.total)} of the time ({spent.evaluation:.0f} of "
             f"{spent.total:.0f} s): evaluate on fewer images (--limit-val) or at a smaller size (--val-resolution)."
         )
+        return Verdict("evaluation", sentence)
     if worst == "switch":
         sizes = len({record.get("resolution") for record in epochs})
-        return (
+        sentence = (
             f"Warming up for {sizes} {'size' if sizes == 1 else 'sizes'} took {_percent(spent.switch / spent.total)} "
             f"of the time ({spent.switch:.0f} of {spent.total:.0f} s): use fewer --resolutions, or train longer on "
             "each."
         )
-    return (
+        return Verdict("switch", sentence)
+    sentence = (
         f"{_percent(spent.other / spent.total)} of the time ({spent.other:.0f} of {spent.total:.0f} s) went neither "
         "into training nor into evaluation, but into starting epochs and saving: save less often (--save-every) or to "
         "a faster disk."
     )
+    return Verdict("other", sentence)
 
 
 def _above(share: float, threshold: float) -> float:
@@ -153,46 +207,116 @@ def _worst_stage(epochs: Sequence[Record], spent: TimeSpent) -> list[Record]:
     return worst if telling else []
 
 
-def _data_bound(
-    stage: Sequence[Record],
-    several: bool,
-    cores: float,
-    device: str,
-    world_size: int,
-    advice: str,
-) -> str:
+def _data_bound(stage: Sequence[Record], where: str, setting: _Setting) -> Verdict:
     spent = time_spent(stage)
-    resolution = stage[0].get("resolution")
-    where = f" in the {resolution} px stage" if several else ""
+    cause = _cause_of_waiting(stage, setting)
     claim = f"{_percent(spent.data_wait / spent.training)} of the training time waited for data{where}"
-    cost = _mean_cpu_ms(stage)
-    evidence = ""
-    if cost is not None and device.startswith("cuda"):
-        wanted = _images(stage) / world_size / spent.compute if spent.compute > 0 else math.inf
-        taker = "the model" if world_size == 1 else "each GPU"
-        evidence = f": an image costs {cost:.1f} ms of processor time"
-        if math.isfinite(wanted):
-            evidence += (
-                f", so the {wanted:,.0f} images/s that {taker} could take need {wanted * cost / 1000:.1f} cores of "
-                f"the {cores:g} there are"
-            )
-    elif cost is not None:
-        evidence = f": loading and training share {_cores(cores)}, {cost:.1f} ms of processor time for each image"
-    return f"{claim[0].upper()}{claim[1:]}{evidence}; {advice}."
+    evidence = {"disk": _reading, "workers": _few_workers, "cores": _full_cores}[cause](stage, setting)
+    advice = _reading_advice(setting) if cause == "disk" else _loading_advice(setting, cause)
+    return Verdict(cause, f"{claim[0].upper()}{claim[1:]}{evidence}; {advice}.")
 
 
-def _data_advice(num_workers: int, cores: float, device: str, loader: str, tuned: bool) -> str:
-    usable = max(1, math.floor(cores))
-    if num_workers < usable and not tuned:
-        return f"more workers would help up to {_cores(usable)} (--num-workers {usable}, now {num_workers})"
-    full = f"{num_workers} {'worker uses' if num_workers == 1 else 'workers use'} all of the {_cores(cores)}"
-    if num_workers < usable:
-        full = f"{num_workers} of {_cores(usable)} for workers proved best, as the model needs the others"
-    if loader != "dali" and device.startswith("cuda"):
+def _cause_of_waiting(stage: Sequence[Record], setting: _Setting) -> Literal["disk", "workers", "cores"]:
+    """Say why workers did not keep up: they waited for files, for cores, or were too few.
+
+    A worker that neither computes nor waits for a core waits for what it reads.
+    """
+    too_few: Literal["workers", "cores"] = "workers" if setting.may_want_more else "cores"
+    busy, idle = _busy_share(stage, setting), _mean(stage, "idle_cores")
+    if busy is None or idle is None:
+        return too_few
+    cores_are_free = idle >= _IDLE_WORTH_TELLING * setting.cores
+    knows_queues = _mean(stage, "loading_queued_ms_per_image") is not None
+    steady = time_spent(stage).data_wait > _FIRST_BATCHES * _seconds_of_a_batch(stage) * len(stage)
+    if busy < _BUSY_WORKER and steady and (cores_are_free or knows_queues):
+        return "disk"
+    return too_few if cores_are_free else "cores"
+
+
+def _busy_share(stage: Sequence[Record], setting: _Setting) -> float | None:
+    """Return the share of their time in which workers compute or wait for a core; None where that is not known."""
+    worked, queued = _mean(stage, "loading_cpu_ms_per_image"), _mean(stage, "loading_queued_ms_per_image")
+    workers = min(setting.num_workers, setting.usable) if setting.loader == "roi" else setting.num_workers
+    decoded_on_gpu = setting.loader == "dali" and setting.device.startswith("cuda")
+    if worked is None or not workers or decoded_on_gpu:
+        return None
+    return (worked + (queued or 0.0)) / 1000 * _rate(stage) / setting.world_size / workers
+
+
+def _seconds_of_a_batch(stage: Sequence[Record]) -> float:
+    """Return how long one worker computes for a batch: what training waits for when an epoch begins."""
+    return (_mean(stage, "batch_size") or 0.0) * (_mean(stage, "loading_cpu_ms_per_image") or 0.0) / 1000
+
+
+def _reading(stage: Sequence[Record], setting: _Setting) -> str:
+    busy, size, rate = _busy_share(stage, setting) or 0.0, _mean(stage, "bytes_per_image"), _rate(stage)
+    workers = "the worker" if setting.num_workers == 1 else f"the {setting.num_workers} workers"
+    evidence = f", though {workers} had nothing to decode {_percent(1 - busy)} of the time: reading is the limit"
+    if size:
+        evidence += f", {size * rate / 1e6:.3g} MB/s ({rate:.0f} images/s of {size / 1000:.3g} kB)"
+    return evidence
+
+
+def _few_workers(stage: Sequence[Record], setting: _Setting) -> str:
+    idle = _mean(stage, "idle_cores")
+    if idle is None or idle < _IDLE_WORTH_TELLING * setting.cores:
+        return _full_cores(stage, setting)
+    return f" while {idle:.1f} of {_cores(setting.cores)} had nothing to do: there are too few workers"
+
+
+def _full_cores(stage: Sequence[Record], setting: _Setting) -> str:
+    cost, spent = _mean(stage, "cpu_ms_per_image"), time_spent(stage)
+    if cost is None:
+        return ""
+    if not setting.device.startswith("cuda"):
+        return f": loading and training share {_cores(setting.cores)}, {cost:.1f} ms of processor time for each image"
+    evidence = f": an image costs {cost:.1f} ms of processor time"
+    if spent.compute > 0:
+        wanted = _images(stage) / setting.world_size / spent.compute
+        taker = "the model" if setting.world_size == 1 else "each GPU"
+        evidence += (
+            f", so the {wanted:,.0f} images/s that {taker} could take need {wanted * cost / 1000:.1f} cores of "
+            f"the {setting.cores:g} there are"
+        )
+    return evidence
+
+
+def _reading_advice(setting: _Setting) -> str:
+    smaller = (
+        "pack smaller images (--pack-side)" if setting.loader == "roi" else "read less (--loader roi packs images)"
+    )
+    advice = f"{smaller}, or put the files on a faster disk or into memory"
+    if setting.tuned or (setting.loader != "torch" and not setting.may_want_more):
+        return advice
+    return (
+        f"{advice}; more workers (now {setting.num_workers}) help only where the disk answers several at once without "
+        "slowing down"
+    )
+
+
+def _loading_advice(setting: _Setting, cause: Cause) -> str:
+    workers, usable, cores = setting.num_workers, setting.usable, _cores(setting.cores)
+    if cause == "workers":
+        return f"more workers would help up to {_cores(usable)} (--num-workers {usable}, now {workers})"
+    full = f"{workers} {'worker uses' if workers == 1 else 'workers use'} all of the {cores}"
+    if setting.may_want_more:
+        full = f"no core was left for another worker beside {workers}, training and other processes"
+    elif workers < usable:
+        full = f"{workers} of {_cores(usable)} for workers proved best, as the model needs the others"
+    if setting.loader != "dali" and setting.device.startswith("cuda"):
         return f"{full}: decode on the GPU (--loader dali), store smaller images, or add cores"
-    if loader != "dali":
+    if setting.loader != "dali":
         return f"{full}: try --loader dali, store smaller images, or add cores"
     return f"{full}: store smaller images or add cores"
+
+
+def _augmentation_bound(spent: TimeSpent) -> str:
+    return (
+        f"Augmentation is the limit: it took {_percent(spent.augmentation / spent.training)} of the training time, "
+        f"between the steps ({_percent(spent.compute / spent.training)} computing, "
+        f"{_percent(spent.data_wait / spent.training)} waiting for data); a lighter preset (--augment light), smaller "
+        "--resolutions or a GPU would make it faster, more workers would not."
+    )
 
 
 def _compute_bound(epochs: Sequence[Record], spent: TimeSpent, device: str) -> str:
@@ -200,9 +324,9 @@ def _compute_bound(epochs: Sequence[Record], spent: TimeSpent, device: str) -> s
         f"{_percent(spent.compute / spent.training)} of the training time was spent computing "
         f"({_percent(spent.data_wait / spent.training)} waiting for data)"
     )
-    utilization = [record["gpu_utilization"] for record in epochs if record.get("gpu_utilization") is not None]
-    if utilization:
-        evidence += f", with the GPU busy {sum(utilization) / len(utilization):.0f} % of the time"
+    utilization = _mean(epochs, "gpu_utilization")
+    if utilization is not None:
+        evidence += f", with the GPU busy {utilization:.0f} % of the time"
     faster = "--amp, --compile" if device.startswith("cuda") else "a GPU"
     return (
         f"The model is the limit: {evidence}; a smaller model, smaller --resolutions or {faster} would make it faster, "
@@ -217,9 +341,16 @@ def _images(epochs: Sequence[Record]) -> float:
     )
 
 
-def _mean_cpu_ms(epochs: Sequence[Record]) -> float | None:
-    costs = [float(record["cpu_ms_per_image"]) for record in epochs if record.get("cpu_ms_per_image") is not None]
-    return math.fsum(costs) / len(costs) if costs else None
+def _rate(epochs: Sequence[Record]) -> float:
+    """Images per second over the training time, of all processes."""
+    seconds = time_spent(epochs).training
+    return _images(epochs) / seconds if seconds else 0.0
+
+
+def _mean(epochs: Sequence[Record], key: str) -> float | None:
+    """Return the mean of a field over the epochs that have it; None if none does."""
+    values = [float(record[key]) for record in epochs if record.get(key) is not None]
+    return math.fsum(values) / len(values) if values else None
 
 
 def _percent(share: float) -> str:

@@ -109,3 +109,77 @@ def center_windows(widths: np.ndarray, heights: np.ndarray, fraction: float) -> 
     side = fraction * np.minimum(widths, heights).astype(np.float64)
     width, height = side / widths, side / heights
     return np.stack([(1 - width) / 2, (1 - height) / 2, width, height], axis=1)
+
+
+def stretched_windows(count: int, fraction: float) -> np.ndarray:
+    """Return centered windows of ``fraction`` of the width and of the height, whatever the image's shape.
+
+    Returns:
+        float64 (N, 4): left, top, width, height in fractions of the image.
+    """
+    margin = (1 - fraction) / 2
+    return np.tile(np.array([margin, margin, fraction, fraction], np.float64), (count, 1))
+
+
+@njit(cache=True, nogil=True)
+def _fill_random_square(
+    seed: np.uint64,
+    epoch: int,
+    keys: np.ndarray,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    side: int,
+    resized: int,
+    stretched: bool,
+    out: np.ndarray,
+) -> None:
+    for row in range(keys.shape[0]):
+        width = height = resized
+        if not stretched:
+            shorter = min(widths[row], heights[row])
+            width = int(resized * widths[row] / shorter)
+            height = int(resized * heights[row] / shorter)
+        draws = philox(seed, epoch, keys[row], _CROP, 0)
+        out[row, 0] = math.floor(draws[0] * _TO_UNIT * (width - side + 1)) / width
+        out[row, 1] = math.floor(draws[1] * _TO_UNIT * (height - side + 1)) / height
+        out[row, 2] = side / width
+        out[row, 3] = side / height
+
+
+def random_square_windows(
+    seed: int,
+    epoch: int,
+    keys: np.ndarray,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    side: int,
+    resized: int,
+    stretched: bool = False,
+) -> np.ndarray:
+    """Draw windows with the distribution of torchvision's ``Resize`` and a ``RandomCrop`` behind it.
+
+    Places are whole pixels of the resized image, which nobody makes.
+
+    Args:
+        keys: uint64 sample keys, shape (N,).
+        widths, heights: upright sizes in pixels, shape (N,), all positive.
+        side: of the square that is cut out, pixels.
+        resized: what the shorter side is resized to, pixels; at least ``side``.
+        stretched: both sides are resized to ``resized``.
+
+    Returns:
+        float64 (N, 4): left, top, width, height in fractions of the image.
+    """
+    out = np.empty((len(keys), 4), np.float64)
+    _fill_random_square(
+        np.uint64(seed),
+        epoch,
+        np.ascontiguousarray(keys, np.uint64),
+        np.ascontiguousarray(widths, np.int64),
+        np.ascontiguousarray(heights, np.int64),
+        side,
+        resized,
+        stretched,
+        out,
+    )
+    return out

@@ -80,14 +80,14 @@ def _fill_uniform(seed: np.uint64, epoch: int, keys: np.ndarray, stream: int, ou
                 out[row, 4 * block + lane] = np.float64(words[lane]) * _TO_UNIT
 
 
-def uniform(seed: int, epoch: int, keys: np.ndarray, stream: Stream, count: int) -> np.ndarray:
+def uniform(seed: int, epoch: int, keys: np.ndarray, stream: int, count: int) -> np.ndarray:
     """Return float64 draws in [0, 1), shape (len(keys), count), one row for each key.
 
     Args:
         seed: the run's seed, 0 <= seed < 2**64.
         epoch: 0 <= epoch < 2**32.
         keys: uint64 or int64 array of sample keys.
-        stream: what the draws are for.
+        stream: what the draws are for, of Stream or a number below 65,536 that is none of its own.
         count: draws for each key, at most 262,144.
     """
     out = np.empty((len(keys), count), np.float64)
@@ -102,7 +102,7 @@ def _fill_words(seed: np.uint64, epoch: int, keys: np.ndarray, stream: int, bloc
         out[row] = (high << _SHIFT) | low
 
 
-def words(seed: int, epoch: int, keys: np.ndarray, stream: Stream, block: int = 0) -> np.ndarray:
+def words(seed: int, epoch: int, keys: np.ndarray, stream: int, block: int = 0) -> np.ndarray:
     """Return one uint64 word for each key, shape (len(keys),)."""
     out = np.empty(len(keys), np.uint64)
     _fill_words(np.uint64(seed), epoch, np.ascontiguousarray(keys, np.uint64), int(stream), block, out)

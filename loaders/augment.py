@@ -1,8 +1,9 @@
 """Augmentation of whole batches of bytes on the device, each image by draws of its own.
 
 What runs where: the loader crops, resizes and flips (the plan says how). Everything else runs on the device, in this
-order: shift within a reflected border, rotation, color jitter, RandAugment or TrivialAugment, blur, grayscale; then, in
-one pass (kernels.fused), random erasing, mixup or CutMix (loaders.mixing) and normalization.
+order: shift within a reflected border, rotation, color jitter, RandAugment or TrivialAugment, blur, grayscale, what a
+transform list leaves to the device (loaders.transforms.device); then, in one pass (kernels.fused), random erasing,
+mixup or CutMix (loaders.mixing) and normalization.
 
 The draws are made on the host, keyed by the sample, and decide which images each operation works on. So a sample's
 result does not depend on the rest of its batch, and the host never has to ask the device for anything.
@@ -22,7 +23,7 @@ from kernels.device import Color, upload
 from kernels.fused import Erase
 from kernels.random import uniform
 from loaders import draws
-from loaders.plan import Crop
+from loaders.plan import Crop, View
 
 _CPU_PIECE = 2**18  # values, four bytes each while an operation computes
 
@@ -35,6 +36,7 @@ class Augmentation:
         crop: how the plan draws crops (loaders.plan.View).
         scale: range of the crop's area over the image's (``random-resized``).
         ratio: range of the crop's aspect ratio (``random-resized``).
+        crop_fraction: size of a crop that is not ``random-resized`` (loaders.plan.View).
         flip: probability of a horizontal flip.
         padding: border of a ``padded`` crop as a fraction of the side: images move by up to this much in each
             direction, in whole pixels, and the border is the image reflected.
@@ -52,6 +54,7 @@ class Augmentation:
             mean color, which normalization turns into zeros.
         mixup: alpha of mixup; 0 is off (loaders.mixing).
         cutmix: alpha of CutMix; 0 is off.
+        operations: of a transform list, in this order, after everything else but erasing and mixing.
 
     Raises:
         ValueError: a value is out of range or contradicts another; the message says what to give instead.
@@ -60,6 +63,7 @@ class Augmentation:
     crop: Crop = "center"
     scale: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_fraction: float = 1.0
     flip: float = 0.0
     padding: float = 1 / 8
     rotation: float = 0.0
@@ -73,6 +77,7 @@ class Augmentation:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    operations: tuple[draws.BatchOperation, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("flip", "blur", "grayscale", "erasing"):
@@ -91,6 +96,8 @@ class Augmentation:
                 "RandAugment and TrivialAugment exclude each other: set rand_augment_layers to 0 to use "
                 "TrivialAugment, or turn trivial_augment off to use RandAugment"
             )
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be above 0 and at most 1, not {self.crop_fraction}")
         if not 0 <= self.padding < 1:
             raise ValueError(f"padding is a fraction of the side: give a number from 0 to below 1, not {self.padding}")
         if not 0 <= self.rotation <= 180:
@@ -116,11 +123,26 @@ class Augmentation:
         """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
+    def view(self, resolution: int, batch_size: int, *, balanced: bool = False, drop_last: bool = False) -> View:
+        """Return how training looks at a data set: the part that loaders do, for the arguments see View."""
+        return View(
+            resolution,
+            batch_size,
+            crop=self.crop,
+            scale=self.scale,
+            ratio=self.ratio,
+            crop_fraction=self.crop_fraction,
+            flip=self.flip,
+            balanced=balanced,
+            drop_last=drop_last,
+        )
+
     def scaled(self, strength: float) -> Augmentation:
         """Return a weaker augmentation: regularization that follows the resolution (EfficientNetV2, Tan and Le 2021).
 
         Scales the magnitudes of RandAugment and TrivialAugment, color jitter, the probability of erasing and the
-        alphas of mixup and CutMix. What the plan draws, the shift, the rotation, blur and grayscale stay.
+        alphas of mixup and CutMix. What the plan draws, the shift, the rotation, blur, grayscale and the operations of
+        a transform list stay.
 
         Args:
             strength: 0 to 1; 1 changes nothing.
@@ -155,8 +177,11 @@ PRESETS: dict[str, Augmentation] = {
 }
 
 
-def _steps(draw: draws.Draw, augmentation: Augmentation, height: int, width: int, fill: Color) -> list[draws.Step]:
+def _steps(
+    seed: int, epoch: int, keys: np.ndarray, augmentation: Augmentation, height: int, width: int, fill: Color
+) -> list[draws.Step]:
     """Draw everything that happens to a batch, in order; steps without images are left out."""
+    draw = partial(uniform, seed, epoch, keys)
     steps: list[draws.Step] = []
     if augmentation.crop == "padded":
         steps += draws.shift(draw, augmentation.padding, height, width)
@@ -173,6 +198,8 @@ def _steps(draw: draws.Draw, augmentation: Augmentation, height: int, width: int
         steps += draws.blur(draw, augmentation.blur, height, width)
     if augmentation.grayscale:
         steps += draws.grayscale(draw, augmentation.grayscale)
+    for operation in augmentation.operations:
+        steps += operation.steps(seed, epoch, keys, height, width)
     return [step for step in steps if len(step.rows)]
 
 
@@ -195,11 +222,13 @@ def augment(
 
     Returns:
         uint8 (N, 3, H, W) in the same layout; the images themselves where nothing changes.
+
+    Raises:
+        LoaderError: a function of the user's, in a transform list, failed or returned something else than an image.
     """
     if len(keys) != len(images):
         raise ValueError(f"{len(images)} images need as many keys, got {len(keys)}")
-    draw = partial(uniform, seed, epoch, keys)
-    steps = _steps(draw, augmentation, images.shape[2], images.shape[3], fill)
+    steps = _steps(seed, epoch, keys, augmentation, images.shape[2], images.shape[3], fill)
     if not steps:
         return images
     planar = images.is_contiguous()

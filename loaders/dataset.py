@@ -85,6 +85,15 @@ class ImageDataset:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def common_size(self) -> tuple[int, int] | None:
+        """(height, width) of all images, as far as their headers are readable, where they have the same; else None."""
+        sizes = np.delete(np.stack([self.heights, self.widths], axis=1), list(self.problems), axis=0)
+        if not len(sizes) or (sizes != sizes[0]).any():
+            return None
+        height, width = sizes[0].tolist()
+        return height, width
+
     def class_counts(self) -> np.ndarray:
         """Return int64 (num_classes,): samples of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))

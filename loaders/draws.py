@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ Draw = Callable[[Stream, int], np.ndarray]
 """``kernels.random.uniform`` for the samples of one batch: stream and count to float64 (N, count) in [0, 1)."""
 
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of loaders.operations: uint8 images (n, 3, H, W) and float32 parameters (n, k) to new images."""
+"""As of loaders.operations: uint8 images (n, 3, H, W) and float32 parameters (n, k) to new images."""
 
 STRONGEST = 30  # the largest magnitude of RandAugment and TrivialAugment
 
@@ -38,7 +39,7 @@ class Step:
     """One operation on some images of a batch.
 
     Attributes:
-        operation: of loaders.operations.
+        operation: what is done.
         rows: int64 (n,), the images, each at most once.
         parameters: float32 (n, k), one row for each of them.
     """
@@ -52,6 +53,24 @@ class Step:
         """Take the images where ``chosen``, bool (N,), and their rows of the whole batch's parameters, (N, k)."""
         rows = np.flatnonzero(chosen)
         return Step(operation, rows, parameters[rows].astype(np.float32))
+
+    def where(self, chosen: np.ndarray) -> Step:
+        """Return the same for those of the images that are chosen, too: bool (N,)."""
+        kept = chosen[self.rows]
+        return Step(self.operation, self.rows[kept], self.parameters[kept])
+
+
+class BatchOperation(Protocol):
+    """An operation of a transform list, for whole batches."""
+
+    def steps(self, seed: int, epoch: int, keys: np.ndarray, height: int, width: int) -> list[Step]:
+        """Draw what is done to a batch, each image by its key alone.
+
+        Args:
+            seed, epoch: what the draws depend on besides the keys.
+            keys: uint64 (N,), one for each image.
+            height, width: of the images, pixels; they stay.
+        """
 
 
 @dataclass(frozen=True)
@@ -96,13 +115,13 @@ class Policy(IntEnum):
     EQUALIZE = 13
 
 
-def _filled(values: np.ndarray, fill: Color) -> np.ndarray:
+def filled(values: np.ndarray, fill: Color) -> np.ndarray:
     """Append the fill as bytes, whole numbers, to each row."""
     color = np.round(255 * np.asarray(fill))
     return np.concatenate([values, np.broadcast_to(color, (len(values), 3))], axis=1)
 
 
-def _rotation_maps(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
+def rotation_maps(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return affine maps (N, 6) that rotate counterclockwise about the center."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     x, y = width / 2, height / 2
@@ -110,6 +129,12 @@ def _rotation_maps(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
         [cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y],
         axis=1,
     )
+
+
+def gaussian(sigma: np.ndarray, radius: int) -> np.ndarray:
+    """Return the weights (N, radius + 1) of Gaussian kernels at distance 0, 1, 2, ... pixels, from sigma (N, 1)."""
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    return weights / (2 * weights.sum(axis=1, keepdims=True) - 1)  # all but the center count twice
 
 
 def shift(draw: Draw, padding: float, height: int, width: int) -> list[Step]:
@@ -122,7 +147,7 @@ def shift(draw: Draw, padding: float, height: int, width: int) -> list[Step]:
 def rotation(draw: Draw, limit: float, height: int, width: int, fill: Color) -> list[Step]:
     """Rotate each image by up to ``limit`` degrees in either direction."""
     degrees = limit * (2 * draw(Stream.ROTATION, 1)[:, 0] - 1)
-    return [Step.of(operations.affine, degrees != 0, _filled(_rotation_maps(degrees, height, width), fill))]
+    return [Step.of(operations.affine, degrees != 0, filled(rotation_maps(degrees, height, width), fill))]
 
 
 def color_jitter(draw: Draw, strengths: tuple[float, float, float, float]) -> list[Step]:
@@ -190,14 +215,14 @@ def policy_steps(
         axis=1,
     )
     rotated = policies == Policy.ROTATE
-    maps[rotated] = _rotation_maps(signed[rotated] * space.rotation, height, width)
+    maps[rotated] = rotation_maps(signed[rotated] * space.rotation, height, width)
     factor = 1 + signed * space.factor
     factors = np.stack([at(p, factor, 1) for p in (Policy.BRIGHTNESS, Policy.CONTRAST, Policy.SATURATION)], axis=1)
     masks = 256 - 2 ** np.round(levels * space.bits)
     thresholds = 255 - np.floor(255 * levels + 1e-6)  # whole numbers stay whole
     none = np.empty((len(policies), 0))
     return [
-        Step.of(operations.affine, (policies >= Policy.SHEAR_X) & (policies <= Policy.ROTATE), _filled(maps, fill)),
+        Step.of(operations.affine, (policies >= Policy.SHEAR_X) & (policies <= Policy.ROTATE), filled(maps, fill)),
         Step.of(operations.enhance, (policies >= Policy.BRIGHTNESS) & (policies <= Policy.CONTRAST), factors),
         Step.of(operations.sharpness, policies == Policy.SHARPNESS, factor[:, None]),
         Step.of(operations.posterize, policies == Policy.POSTERIZE, masks[:, None]),
@@ -211,10 +236,7 @@ def blur(draw: Draw, probability: float, height: int, width: int) -> list[Step]:
     """Blur some images by a Gaussian, cut off at three times the largest standard deviation."""
     draws = draw(Stream.BLUR, 2)
     low, high = _BLUR_SIGMA
-    sigma = low + (high - low) * draws[:, 1:]
-    distances = np.arange(min(_BLUR_RADIUS, height - 1, width - 1) + 1)
-    weights = np.exp(-0.5 * (distances / sigma) ** 2)
-    weights /= 2 * weights.sum(axis=1, keepdims=True) - 1  # all but the center count twice
+    weights = gaussian(low + (high - low) * draws[:, 1:], min(_BLUR_RADIUS, height - 1, width - 1))
     return [Step.of(operations.blur, draws[:, 0] < probability, weights)]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,11 @@ from loaders.plan import EpochPlan, View
 from loaders.registry import create_loader
 from loaders.transfer import DeviceBatch, Transfer
 
+if TYPE_CHECKING:
+    from loaders.transforms import EngineSplit
+
+logger = logging.getLogger("headrace")
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,37 +37,47 @@ class ImageLoader:
     Every iteration is an epoch of its own, drawn anew, also after one that was left early; ``set_epoch`` chooses one,
     as with torch's DistributedSampler. Resolution and batch size may be set between epochs at no cost.
 
+    A transform list of torchvision's is followed with its own distributions, but not by calling it: its crops, resizes
+    and the first flip become windows that the backend decodes, whatever their place in the list, and everything else is
+    done to whole batches on the device, where functions of your own are called for each image (loaders.transforms).
+    What is done where is logged, to ``headrace``.
+
     Args:
         dataset: what to iterate over, as from ``open_data(...).train``.
-        resolution: side of the images, pixels.
+        resolution: side of the images, pixels; None for what the transform list makes.
         batch_size: over all ranks.
-        train: shuffle and augment; otherwise file order and centered crops.
-        augment: a preset of loaders.augment, or an Augmentation.
+        train: shuffle and augment; otherwise file order and centered crops, or what the transform list says.
+        augment: a preset of loaders.augment, an Augmentation, or a transform list: a torchvision ``Compose`` of either
+            version, a list of transforms, or a Program of loaders.transforms.
         loader: a backend of loaders.registry.
         num_workers: processes or threads; None for one for each usable core.
         device: where the batches go.
-        mean, std: of the normalization, for pixels in 0..1.
+        mean, std: of the normalization, for pixels in 0..1; None for what the transform list says (which without a
+            Normalize is none) or, without such a list, for ImageNet's.
         dtype: of the images.
         seed: of everything drawn.
         drop_last: leave out the last training batch of an epoch when it is not full.
         on_bad_sample: what a file that cannot be decoded does.
         max_bad_fraction: more bad files than this fraction end the epoch.
         rank, world: this process's share; None for what torch.distributed says.
+
+    Raises:
+        ValueError: an option is out of range; or the transform list cannot be followed (SplitError).
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
         *,
-        resolution: int,
+        resolution: int | None = None,
         batch_size: int = 64,
         train: bool = True,
-        augment: str | Augmentation = "light",
+        augment: str | Augmentation | Any = "light",
         loader: str = "torch",
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
-        mean: Color = IMAGENET_MEAN,
-        std: Color = IMAGENET_STD,
+        mean: Color | None = None,
+        std: Color | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         drop_last: bool = False,
@@ -71,12 +88,20 @@ class ImageLoader:
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self.dataset = dataset
-        self.resolution = resolution
         self.batch_size = batch_size
         self.train = train
         if isinstance(augment, str) and augment not in PRESETS:
             raise ValueError(f"there is no augmentation preset {augment!r}; choose one of {', '.join(PRESETS)}")
-        self.augmentation = PRESETS[augment] if isinstance(augment, str) else augment
+        self._follows_list = not isinstance(augment, str | Augmentation)
+        if isinstance(augment, str | Augmentation):
+            if resolution is None:
+                raise ValueError("give a resolution: only a transform list says how large images become")
+            self.augmentation = PRESETS[augment] if isinstance(augment, str) else augment
+            self.resolution = resolution
+        else:
+            split = _split(augment, dataset)
+            self.augmentation, mean, std = split.augmentation, mean or split.mean, std or split.std
+            self.resolution = resolution or split.resolution
         self.seed = seed
         self.drop_last = drop_last
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
@@ -86,20 +111,13 @@ class ImageLoader:
         self.bad_samples = BadSamples(on_bad_sample, max_bad_fraction)
         workers = max(1, int(usable_cores())) if num_workers is None else num_workers
         self._loader = create_loader(loader, (dataset,), workers, self.bad_samples, device)
-        self._transfer = Transfer(torch.device(device), mean, std, dtype=dtype)
+        self._transfer = Transfer(torch.device(device), mean or IMAGENET_MEAN, std or IMAGENET_STD, dtype=dtype)
 
     def _plan(self, epoch: int, start_batch: int) -> EpochPlan:
         if self.train:
-            options = self.augmentation
-            view = View(
-                self.resolution,
-                self.batch_size,
-                crop=options.crop,
-                scale=options.scale,
-                ratio=options.ratio,
-                flip=options.flip,
-                drop_last=self.drop_last,
-            )
+            view = self.augmentation.view(self.resolution, self.batch_size, drop_last=self.drop_last)
+        elif self._follows_list:
+            view = replace(self.augmentation.view(self.resolution, self.batch_size), shuffle=False)
         else:
             view = View.evaluation(self.resolution, self.batch_size)
         return EpochPlan(self.dataset, epoch, view, self.seed, self.rank, self.world, start_batch)
@@ -116,7 +134,7 @@ class ImageLoader:
         epoch, start_batch = self._upcoming
         self._reached, self._upcoming = self._upcoming, (epoch + 1, 0)
         plan = self._plan(epoch, start_batch)
-        augmentation = self.augmentation if self.train else None
+        augmentation = self.augmentation if self.train or self._follows_list else None
         for batch in self._transfer.batches(self._loader.run(plan), augmentation=augmentation):
             last = batch.plan.step + 1 == plan.num_batches
             self._reached = (epoch + 1, 0) if last else (epoch, batch.plan.step + 1)
@@ -162,3 +180,17 @@ class ImageLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _split(transforms: Any, dataset: ImageDataset) -> EngineSplit:
+    """Split a transform list for images of a data set, and log who does what.
+
+    No order of it is sought: what is dear, decoding and resizing, has its place, and on the device costs hardly differ.
+    """
+    from loaders.transforms import Program, describe, read_compose, split_for_engine  # imports those of torchvision
+
+    program = transforms if isinstance(transforms, Program) else read_compose(transforms)
+    split = split_for_engine(program, image_size=dataset.common_size)
+    for line in describe(split):
+        logger.info("%s", line)
+    return split

@@ -27,6 +27,11 @@ def _luma(images: torch.Tensor) -> torch.Tensor:
     return (red * 0.299).add_(green * 0.587).add_(blue * 0.114).round_()
 
 
+def _mean(luma: torch.Tensor) -> torch.Tensor:
+    """Return each image's mean of whole numbers, float32 (n, 1, 1, 1)."""
+    return luma.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64) / (luma.shape[2] * luma.shape[3])
+
+
 def affine(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """Resample bilinearly along an affine map from result to source.
 
@@ -35,6 +40,15 @@ def affine(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
             at (a x + b y + c, d x + e y + f), in pixels from the upper left corner, pixel centers at halves. Outside,
             the source has the fill's color.
     """
+    return _affine(images, parameters, "bilinear")
+
+
+def affine_nearest(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Take the nearest pixel along an affine map; parameters as those of `affine`."""
+    return _affine(images, parameters, "nearest")
+
+
+def _affine(images: torch.Tensor, parameters: torch.Tensor, mode: str) -> torch.Tensor:
     height, width = images.shape[2:]
     a, b, c, d, e, f = parameters[:, :6, None, None].unbind(dim=1)
     fill = parameters[:, 6:9, None, None]
@@ -44,7 +58,7 @@ def affine(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     source_y = (d * x + e * y).add_(f).mul_(2 / height).sub_(1)
     grid = torch.stack((source_x, source_y), dim=-1)
     # Zero outside and the fill as origin is the fill outside.
-    sampled = functional.grid_sample(images - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = functional.grid_sample(images - fill, grid, mode=mode, padding_mode="zeros", align_corners=False)
     return _to_bytes(sampled.add_(fill))
 
 
@@ -54,17 +68,106 @@ def shift(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     Args:
         parameters: pixels to the right and pixels down, less than the image's size.
     """
-    pixels = images.permute(0, 2, 3, 1)
-    count, height, width, _ = pixels.shape
-    moves = parameters.to(torch.int64)
+    height, width = images.shape[2:]
 
-    def source(length: int, move: torch.Tensor) -> torch.Tensor:
-        position = (torch.arange(length, device=images.device) - move[:, None]).abs()
-        return torch.minimum(position, 2 * (length - 1) - position)
+    def reflected(positions: torch.Tensor, length: int) -> torch.Tensor:
+        positions = positions.abs()
+        return torch.minimum(positions, 2 * (length - 1) - positions)
 
-    image = torch.arange(count, device=images.device)[:, None, None]
-    moved = pixels[image, source(height, moves[:, 1])[:, :, None], source(width, moves[:, 0])[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    rows, columns = _sources(images, parameters)
+    return _gathered(images, reflected(rows, height), reflected(columns, width))
+
+
+def shift_filled(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Move images by whole pixels; what comes in at the border is a color.
+
+    Args:
+        parameters: pixels to the right and pixels down, and the color's red, green and blue (0 to 255).
+    """
+    height, width = images.shape[2:]
+    rows, columns = _sources(images, parameters)
+    moved = _gathered(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
+    return torch.where(inside, moved, parameters[:, 2:5, None, None].to(torch.uint8))
+
+
+def _sources(images: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows (n, H) and columns (n, W) that pixels come from, int64, which may lie outside the image."""
+    height, width = images.shape[2:]
+    moves = parameters[:, :2, None].to(torch.int64)
+    return (
+        torch.arange(height, device=images.device) - moves[:, 1],
+        torch.arange(width, device=images.device) - moves[:, 0],
+    )
+
+
+def _gathered(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return images of the pixels at rows (n, H) and columns (n, W) of each."""
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def flip_horizontally(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Mirror left to right. No parameters."""
+    return images.flip(3)
+
+
+def flip_vertically(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Mirror top to bottom. No parameters."""
+    return images.flip(2)
+
+
+def transpose(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Exchange rows and columns of squares, as a view. No parameters."""
+    return images.transpose(2, 3)
+
+
+def erase(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Fill a rectangle with a color.
+
+    Args:
+        parameters: left, top, right and bottom in pixels, right and bottom excluded, and the color's red, green and
+            blue (0 to 255), all whole numbers. The rectangle may be empty.
+    """
+    left, top, right, bottom = (_column(parameters, i) for i in range(4))
+    x = torch.arange(images.shape[3], device=images.device)
+    y = torch.arange(images.shape[2], device=images.device)[:, None]
+    inside = ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
+    return torch.where(inside, parameters[:, 4:7, None, None].to(torch.uint8), images)
+
+
+def _cut(images: torch.Tensor) -> torch.Tensor:
+    """Cut floating-point images off to uint8, in place where possible, as Pillow and torchvision do after a blend."""
+    return images.clamp_(0, 255).to(torch.uint8)
+
+
+def brightness(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Blend with black; fractions are cut off.
+
+    Args:
+        parameters: factor; 1 changes nothing.
+    """
+    return _cut(images * _column(parameters, 0))
+
+
+def contrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Blend with the image's mean luma; fractions are cut off.
+
+    Args:
+        parameters: factor; 1 changes nothing.
+    """
+    factor = _column(parameters, 0)
+    return _cut((images * factor).add_(_mean(_luma(images)) * (1 - factor)))
+
+
+def saturation(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Blend with the luma; fractions are cut off.
+
+    Args:
+        parameters: factor; 1 changes nothing.
+    """
+    factor = _column(parameters, 0)
+    return _cut((images * factor).add_(_luma(images).mul_(1 - factor)))
 
 
 def enhance(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
@@ -77,7 +180,7 @@ def enhance(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """
     brightness, contrast, saturation = (_column(parameters, i) for i in range(3))
     luma = _luma(images)
-    mean = luma.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64) / (images.shape[2] * images.shape[3])
+    mean = _mean(luma)
     gain = brightness * contrast
     blended = images * (gain * saturation)
     blended.add_(luma.mul_(gain * (1 - saturation)))
@@ -124,6 +227,11 @@ def sharpness(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     smooth = smooth.add_(inner * 4).div_(13).round_()
     inner.add_(smooth.sub_(inner).mul_(1 - _column(parameters, 0)))
     return _to_bytes(values)
+
+
+def invert(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Replace each value by its distance from 255. No parameters."""
+    return ~images
 
 
 def posterize(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from kernels.crops import center_windows, random_resized_windows
+from kernels.crops import center_windows, random_resized_windows, random_square_windows, stretched_windows
 from kernels.random import Stream, permutation, uniform, words
 from loaders.dataset import ImageDataset
 
-Crop = Literal["random-resized", "padded", "center"]
+Crop = Literal["random-resized", "random-square", "random-stretch", "padded", "center", "stretch"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class View:
     Attributes:
         resolution: side of the square images, pixels.
         batch_size: samples of a batch over all ranks.
-        crop: ``random-resized`` as torchvision's RandomResizedCrop; ``padded`` a centered square, to be shifted later
-            within a reflected border (the shift is drawn on the device); ``center`` a centered square.
+        crop: ``center`` a centered square; ``stretch`` a centered window of the image's own shape, squeezed into a
+            square; ``random-square`` and ``random-stretch`` the same at random places, as torchvision's Resize and
+            RandomCrop; ``random-resized`` as its RandomResizedCrop; ``padded`` a centered square, to be shifted later
+            within a reflected border (the shift is drawn on the device).
         scale: range of the crop's area over the image's (``random-resized``).
         ratio: range of the crop's aspect ratio (``random-resized``).
-        crop_fraction: side of the centered square over the image's shorter side (``center``).
+        crop_fraction: side of a square over the image's shorter side, or sides of a stretched window over the image's
+            (all but ``random-resized``).
         flip: probability of a horizontal flip.
         shuffle: draw a new order each epoch.
         balanced: draw with replacement so that every class is equally likely.
@@ -107,10 +110,17 @@ def draw_batch(
 ) -> BatchPlan:
     """Draw the crops and flips of the given samples."""
     widths, heights = dataset.widths[indices], dataset.heights[indices]
-    if view.crop == "random-resized":
-        windows = random_resized_windows(seed, epoch, keys, widths, heights, view.scale, view.ratio)
-    else:
-        windows = center_windows(widths, heights, view.crop_fraction)
+    match view.crop:
+        case "random-resized":
+            windows = random_resized_windows(seed, epoch, keys, widths, heights, view.scale, view.ratio)
+        case "random-square" | "random-stretch":
+            resized = max(view.resolution, round(view.resolution / view.crop_fraction))
+            stretched = view.crop == "random-stretch"
+            windows = random_square_windows(seed, epoch, keys, widths, heights, view.resolution, resized, stretched)
+        case "stretch":
+            windows = stretched_windows(len(keys), view.crop_fraction)
+        case "center" | "padded":
+            windows = center_windows(widths, heights, view.crop_fraction)
     flips = uniform(seed, epoch, keys, Stream.FLIP, 1)[:, 0] < view.flip
     return BatchPlan(step, seed, epoch, view, indices, keys, windows, flips)
 

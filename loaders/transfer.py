@@ -222,6 +222,7 @@ class Transfer:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._resolution = 0  # of the last batch
         self._taken = 0.0  # seconds of waiting
+        self._augment_seconds = 0.0  # not yet taken
         self._memory = BufferPool(pinned=False, keep=_HELD)
         self._route = _CudaRoute(self.device) if self.device.type == "cuda" else _HostRoute(self.device)
 
@@ -261,6 +262,15 @@ class Transfer:
         before, self._taken = self._taken, self.wait_seconds()
         return self._taken - before
 
+    def take_augment_seconds(self) -> float:
+        """Return how long augmenting has taken on a CPU since the last call, in seconds of the main thread.
+
+        Mixing and normalizing do not count: every run does them in one pass with erasing. On CUDA it is 0.0: there the
+        device augments on its own, while the main thread goes on.
+        """
+        seconds, self._augment_seconds = self._augment_seconds, 0.0
+        return seconds
+
     def _sent(self, batches: Iterable[Batch]) -> Iterator[_Sent]:
         """Send batches on their way, as many ahead of the one yielded as the route wants."""
         under_way: deque[_Sent] = deque()
@@ -280,8 +290,11 @@ class Transfer:
             self._resolution = plan.resolution
         erase = None
         if augmentation is not None:
+            begin = time.perf_counter()
             erase = draw_erasing(images, plan.seed, plan.epoch, batch.keys, augmentation)
             images = augment(images, plan.seed, plan.epoch, batch.keys, augmentation, fill=self.mean)
+            if self.device.type == "cpu":
+                self._augment_seconds += time.perf_counter() - begin
         labels, other_labels, weight, mixing = sent.labels, None, None, None
         if augmentation is not None and augmentation.mixes and len(batch):
             alphas = augmentation.mixup, augmentation.cutmix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,14 @@ def smooth_images(count: int, height: int, width: int) -> torch.Tensor:
     coarse = torch.rand(count, 3, height // 4 + 1, width // 4 + 1, generator=torch.manual_seed(0))
     images = functional.interpolate(coarse, size=(height, width), mode="bicubic").mul(255)
     return images.clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Darken:
+    """An operation of a transform list: halves the brightness of images with an even key."""
+
+    def steps(self, seed: int, epoch: int, keys: np.ndarray, height: int, width: int) -> list[draws.Step]:
+        return [draws.Step.of(operations.brightness, keys % 2 == 0, np.full((len(keys), 1), 0.5))]
 
 
 def keys_of(count: int) -> np.ndarray:
@@ -176,6 +184,17 @@ def test_grayscale_is_pillows_luma() -> None:
         assert np.abs(got[0].numpy().astype(int) - luma).max() <= 1
 
 
+@pytest.mark.parametrize("move", [(0, 0), (3, -2), (-9, 11), (9, -11), (40, 2)])
+def test_shift_with_a_fill_brings_it_in_at_the_border(move: tuple[int, int]) -> None:
+    right, down = move
+    images = torch.randint(0, 256, (2, 3, 12, 10), dtype=torch.uint8, generator=torch.manual_seed(1))
+    fill = np.array([10, 200, 90], np.uint8)
+    padded = np.tile(fill[:, None, None], (2, 1, 112, 110))
+    padded[:, :, 50:62, 50:60] = images
+    want = padded[:, :, 50 - down : 62 - down, 50 - right : 60 - right]
+    assert np.array_equal(operations.shift_filled(images, parameters(right, down, *fill, count=2)), want)
+
+
 @pytest.mark.parametrize("move", [(0, 0), (3, -2), (-9, 11), (9, -11)])
 def test_shift_reflects_at_the_border(move: tuple[int, int]) -> None:
     right, down = move
@@ -290,6 +309,27 @@ def test_full_strength_is_the_augmentation_itself(augmentation: Augmentation) ->
     assert torch.equal(augment(images, 0, 0, keys, augmentation), augment(images, 0, 0, keys, augmentation.scaled(1)))
 
 
+def test_operations_of_a_list_come_last_and_keep_their_strength() -> None:
+    images, keys = smooth_images(8, 16, 16), np.arange(8, dtype=np.uint64)
+    rotated = augment(images, 0, 0, keys, Augmentation(rotation=30))
+    augmentation = Augmentation(rotation=30, operations=(Darken(),))
+    for strength in (0.0, 1.0):
+        result = augment(images, 0, 0, keys, augmentation.scaled(strength))
+        assert torch.equal(result[::2], rotated[::2] // 2)
+        assert torch.equal(result[1::2], rotated[1::2])
+
+
+@pytest.mark.parametrize("augmentation", [*PRESETS.values(), Augmentation(crop_fraction=0.875)])
+def test_the_view_has_the_part_that_loaders_do(augmentation: Augmentation) -> None:
+    view = augmentation.view(96, 32, balanced=True, drop_last=True)
+    for name in ("crop", "scale", "ratio", "crop_fraction", "flip"):
+        assert getattr(view, name) == getattr(augmentation, name)
+    assert (view.resolution, view.batch_size, view.shuffle) == (96, 32, True)
+    assert (view.balanced, view.drop_last) == (True, True)
+    view = augmentation.view(96, 32)
+    assert (view.balanced, view.drop_last) == (False, False)
+
+
 def test_no_strength_leaves_no_mixing_and_no_erasing() -> None:
     off = PRESETS["strong"].scaled(0)
     assert not off.mixes
@@ -307,6 +347,7 @@ def test_no_strength_leaves_no_mixing_and_no_erasing() -> None:
         ({"rand_augment_layers": -1}, "0 .off. or more"),
         ({"rand_augment_layers": 2, "trivial_augment": True}, "set rand_augment_layers to 0"),
         ({"padding": 1.0}, "from 0 to below 1"),
+        ({"crop_fraction": 0.0}, "above 0 and at most 1"),
         ({"rotation": 200.0}, "from 0 to 180"),
         ({"color_jitter": (0.1, 0.2)}, "one number, three"),
         ({"color_jitter": (0.1, 0.2, 0.3, 0.6)}, r"at most 0\.5"),

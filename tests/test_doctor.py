@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tqdm import tqdm
 
-from engine import doctor_machine, doctor_rates
+from engine import doctor, doctor_machine, doctor_rates
+from engine.distributed import process
 from engine.doctor import Options, main, run
 from engine.doctor_data import DataFacts, Duplicates, data_facts, exact_duplicates
 from engine.doctor_findings import Findings, advice
@@ -26,7 +27,10 @@ from engine.doctor_packing import PackingGain, packing_gain
 from engine.doctor_page import bar_chart, write_page
 from engine.doctor_pixels import PixelFacts, difference_hashes, pixel_facts, similar_pairs
 from engine.doctor_print import byte_count, print_findings
-from engine.doctor_rates import LoadingCost, StepCost, predict
+from engine.doctor_rates import LoadingCost, predict
+from engine.doctor_steps import StepCost, step_costs
+from engine.model import create_model
+from loaders.augment import PRESETS
 from loaders.contract import Loader
 from loaders.dataset import ImageData
 from loaders.opening import open_data
@@ -222,10 +226,13 @@ def costs(**milliseconds: float) -> list[LoadingCost]:
 
 
 @pytest.mark.parametrize(
-    ("machine", "disk", "step", "bound", "rate", "workers"),
+    ("machine", "disk", "step", "limit", "rate", "workers"),
     [
         pytest.param(MUCH, None, StepCost(128, 0.0, 0.0), "cores", 2000, 4, id="loading alone"),
-        pytest.param(MUCH, None, StepCost(128, 1.5e-3, 6e-3), "cores", 500, 1, id="model on the same cores"),
+        pytest.param(MUCH, None, StepCost(128, 1.5e-3, 6e-3), "model", 500, 1, id="model on the same cores"),
+        pytest.param(
+            MUCH, None, StepCost(128, 1e-3, 1e-3, 3e-3, 5e-3), "augmentation", 250, 1, id="heavy augmentation"
+        ),
         pytest.param(
             replace(MUCH, device="GPU", bus=1e10), None, StepCost(128, 5e-3, 1e-4), "model", 200, 1, id="slow model"
         ),
@@ -242,20 +249,29 @@ def test_predictions(
     machine: Capacity,
     disk: DiskRate | None,
     step: StepCost,
-    bound: str,
+    limit: str,
     rate: float,
     workers: int,
 ) -> None:
     (found,) = predict(18, 100e3, machine, disk, costs(roi=2, torch=4), [step])
-    assert (found.ceilings.bound, found.ceilings.rate) == (bound, pytest.approx(rate, rel=0.02))
+    assert (found.limit, found.ceilings.rate) == (limit, pytest.approx(rate, rel=0.02))
     assert (found.loader, found.num_workers) == ("roi", workers)
     assert found.by_loader["roi"] >= found.by_loader["torch"]
+
+
+def test_a_number_of_workers_is_taken_as_it_is_given() -> None:
+    step = StepCost(128, 1e-3, 1e-3)
+    for workers, rate, limit in ((0, 1000 / 3, "workers"), (1, 500, "workers"), (2, 1000, "model"), (9, 1000, "model")):
+        (found,) = predict(18, 100e3, MUCH, None, costs(roi=2), [step], workers)
+        assert (found.ceilings.rate, found.num_workers) == (pytest.approx(rate), workers)
+        assert found.limit == limit or workers == 2  # there both are the limit
 
 
 def test_a_set_that_fits_into_memory_waits_for_the_disk_once() -> None:
     (found,) = predict(18, 100e3, MUCH, DiskRate(50e6, "disk", 1), costs(roi=1), [])
     assert found.ceilings.rate == pytest.approx(4000)
-    assert found.from_disk == pytest.approx(500)
+    assert found.from_disk.rate == pytest.approx(500)
+    assert (found.limit, found.limit_from_disk) == ("cores", "disk")
 
 
 def findings(data: ImageData, **changes: object) -> Findings:
@@ -268,6 +284,7 @@ def findings(data: ImageData, **changes: object) -> Findings:
             disk=None,
             model="",
             default_resolutions=(),
+            augment="light",
             costs=(),
             failures={},
             steps=(),
@@ -330,18 +347,42 @@ def test_small_images_first_are_advised_unless_they_are_the_default(data: ImageD
 
 
 def test_some_images_are_packed_to_see(data: ImageData, tmp_path: Path) -> None:
-    gain = packing_gain(data.train, (16,), 0.05, no_bar())
+    gain = packing_gain(data.train, (16,), PRESETS["light"], 0.05, no_bar())
     assert gain is not None
     assert gain.images == 16  # of 18, two of which cannot be decoded
     assert gain.costs[0].cpu_seconds > 0
     none = data.train.select(np.array(list(data.train.problems)))
-    assert packing_gain(none, (16,), 0.05, no_bar()) is None
+    assert packing_gain(none, (16,), PRESETS["light"], 0.05, no_bar()) is None
 
 
 def test_a_slow_model_is_no_case_for_workers(data: ImageData) -> None:
     predictions = predict(18, 100e3, MUCH, None, costs(roi=1), [StepCost(128, 10e-3, 40e-3)])
     (text,) = advice(findings(data, predictions=tuple(predictions)))
     assert "the model is the limit" in text
+
+
+def test_heavy_augmentation_and_too_few_workers_are_told(data: ImageData) -> None:
+    heavy = predict(18, 100e3, MUCH, None, costs(roi=1), [StepCost(128, 2e-3, 2e-3, 6e-3, 9e-3)])
+    (text,) = advice(findings(data, predictions=tuple(heavy)))
+    assert "augmentation is the limit, 75 % of what training does" in text
+    few = predict(18, 100e3, MUCH, None, costs(roi=4), [StepCost(128, 1e-3, 1e-3)], 1)
+    (text,) = advice(findings(data, predictions=tuple(few)))
+    assert text.startswith("--num-workers 1 is too few")
+
+
+def test_training_is_measured_as_its_loop_does_it(data: ImageData) -> None:
+    threads = torch.get_num_threads()
+    with process("cpu") as this:
+        model = create_model("test_vit", len(data.classes), resolution=32)
+        none, strong = (
+            step_costs(model, data.train, this, (32,), PRESETS[name], 0.05, no_bar())[0] for name in ("none", "strong")
+        )
+    assert none.augment_cpu_seconds < strong.augment_cpu_seconds
+    for cost in (none, strong):
+        assert cost.seconds > 0
+        elapsed, spent = cost.seconds + cost.augment_seconds, cost.cpu_seconds + cost.augment_cpu_seconds
+        assert elapsed <= spent * (1 + 1e-9)
+    assert torch.get_num_threads() == threads
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -352,7 +393,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             raise ImportError("it is\nnot installed")
         return create_loader(name, *arguments)
 
-    monkeypatch.setattr(doctor_rates, "candidates", lambda dataset, device: list(names))
+    monkeypatch.setattr(doctor, "candidates", lambda dataset, device: list(names))
     monkeypatch.setattr(doctor_rates, "create_loader", create)
 
 
@@ -389,6 +430,9 @@ def test_loading_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["/no/such/folder"], "does not exist"),
         (["demo", "--seconds", "0"], "--seconds"),
         (["--resolutions", "0"], "--resolutions"),
+        (["--num-workers=-1"], "--num-workers"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--rand-augment", "2,31"], "--rand-augment"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from loaders import ImageLoader
+from loaders.augment import Augmentation
 from loaders.dataset import ImageDataset
-from tests.images import dataset_of, photos
+from tests.images import damaged, dataset_of, photos
+
+TO_FLOAT = [v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,47 @@ def test_evaluation_is_in_order_and_repeats(dataset: ImageDataset) -> None:
         again = next(iter(loader))[0]
     assert torch.equal(labels, torch.from_numpy(dataset.labels))
     assert torch.equal(images, again)
+
+
+def test_a_transform_list_is_followed(dataset: ImageDataset, caplog: pytest.LogCaptureFixture) -> None:
+    compose = v2.Compose(
+        [v2.RandomHorizontalFlip(), v2.RandomResizedCrop(24), v2.Lambda(torch.bitwise_not), v2.ToImage(), *TO_FLOAT]
+    )
+    with caplog.at_level("INFO", "headrace"), ImageLoader(dataset, augment=compose, num_workers=0) as loader:
+        assert loader.resolution == 24
+        images, _ = next(iter(loader))
+    assert images.shape == (26, 3, 24, 24)
+    assert [record.message for record in caplog.records] == [
+        "RandomResizedCrop and HorizontalFlip: by the loader, while decoding",
+        "Lambda: by a call for each image in the training process, which is slow",
+        "ToFloat, Normalize: on the device, in one pass",
+    ]
+    plain = Augmentation(crop="random-resized", scale=(0.08, 1.0), flip=0.5)
+    with ImageLoader(dataset, resolution=24, augment=plain, mean=(0, 0, 0), std=(1, 1, 1), num_workers=0) as loader:
+        expected, _ = next(iter(loader))
+    torch.testing.assert_close(1 - (images * 0.5 + 0.5), expected)
+    with ImageLoader(dataset, augment=compose, resolution=16, mean=(0, 0, 0), num_workers=0) as loader:
+        assert next(iter(loader))[0].shape == (26, 3, 16, 16)
+
+
+def test_a_transform_list_for_evaluation(dataset: ImageDataset) -> None:
+    compose = [v2.Resize(32), v2.CenterCrop(24), *TO_FLOAT]
+    with ImageLoader(dataset, augment=compose, train=False, batch_size=26, num_workers=0) as loader:
+        images, labels = next(iter(loader))
+        again, _ = next(iter(loader))
+    assert torch.equal(labels, torch.from_numpy(dataset.labels))
+    assert torch.equal(images, again)
+    with pytest.raises(ValueError, match="nothing makes images of one size"):
+        ImageLoader(dataset, augment=TO_FLOAT)
+    with pytest.raises(ValueError, match="give a resolution"):
+        ImageLoader(dataset, augment="light")
+
+
+def test_images_of_one_size_need_no_resize(tmp_path: Path) -> None:
+    dataset = dataset_of([*photos(tmp_path, 4, [(32, 32)]), damaged(tmp_path, "empty")])
+    with ImageLoader(dataset, augment=[v2.RandomCrop(32, padding=4), *TO_FLOAT], num_workers=0) as loader:
+        assert loader.resolution == 32
+        assert next(iter(loader))[0].shape == (5, 3, 32, 32)
 
 
 def test_a_state_of_other_data_is_refused(dataset: ImageDataset, tmp_path: Path) -> None:

@@ -153,8 +153,11 @@ def contents(batches: Iterator[Batch]) -> list[tuple[list[int], list[int], bytes
         View(56, 8, crop="padded"),
         View.evaluation(47, 8, crop_fraction=0.875),
         View.evaluation(40, 8),
+        View(44, 8, crop="stretch"),
+        View(40, 8, crop="random-square", crop_fraction=0.8),
+        View(40, 8, crop="random-stretch", crop_fraction=0.8),
     ],
-    ids=["random", "enlarged", "padded", "center", "whole"],
+    ids=["random", "enlarged", "padded", "center", "whole", "squeezed", "placed", "squeezed and placed"],
 )
 def test_pixels_are_pillows(create: Factory, dataset: ImageDataset, view: View) -> None:
     with create([dataset]) as loader:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders.dataset import ImageDataset, StringColumn
-from loaders.plan import BatchPlan, EpochPlan, View, substitute
+from loaders.plan import BatchPlan, Crop, EpochPlan, View, substitute
 
 
 def dataset_of(count: int, num_classes: int = 3) -> ImageDataset:
@@ -34,6 +35,7 @@ def same(one: BatchPlan, other: BatchPlan) -> bool:
     )
 
 
+@settings(deadline=None)  # compiling takes long
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 5), st.booleans(), st.integers(0, 3))
 def test_ranks_share_every_sample_once(count: int, batch_size: int, world: int, shuffle: bool, epoch: int) -> None:
     view = View(32, batch_size, shuffle=shuffle)
@@ -47,6 +49,7 @@ def test_ranks_share_every_sample_once(count: int, batch_size: int, world: int, 
     assert sorted(seen) == list(range(count))
 
 
+@settings(deadline=None)  # compiling takes long
 @given(st.integers(2, 100), st.integers(1, 32), st.integers(1, 4))
 def test_ranks_together_are_the_batch_of_one(count: int, batch_size: int, world: int) -> None:
     data, view = dataset_of(count), View(48, batch_size)
@@ -60,6 +63,7 @@ def test_ranks_together_are_the_batch_of_one(count: int, batch_size: int, world:
             assert np.array_equal(share.flips, batch.flips[rank::world])
 
 
+@settings(deadline=None)  # compiling takes long
 @given(st.integers(1, 100), st.integers(1, 32), st.data())
 def test_starting_late_gives_the_tail(count: int, batch_size: int, data: st.DataObject) -> None:
     plan = EpochPlan(dataset_of(count), 1, View(32, batch_size))
@@ -109,6 +113,27 @@ def test_evaluation_is_in_file_order_and_centered() -> None:
     assert not batch.flips.any()
     assert batch.view.is_evaluation
     assert np.allclose(batch.windows[:, :2] + batch.windows[:, 2:] / 2, 0.5)
+
+
+@pytest.mark.parametrize("crop", get_args(Crop))
+@settings(deadline=None)  # compiling takes long
+@given(st.integers(1, 300), st.floats(0.05, 1), st.integers(0, 5))
+def test_windows_are_inside_of_the_image(crop: Crop, resolution: int, fraction: float, seed: int) -> None:
+    view = View(resolution, 16, crop=crop, crop_fraction=fraction)
+    windows = EpochPlan(dataset_of(16), 0, view, seed).batch(0).windows
+    assert windows.shape == (16, 4)
+    assert (windows > -1e-12).all()
+    assert (windows[:, 2:] > 0).all()
+    assert (windows[:, :2] + windows[:, 2:] < 1 + 1e-12).all()
+
+
+def test_stretched_windows_have_the_images_shape() -> None:
+    view = View(24, 16, crop="stretch", crop_fraction=0.75, shuffle=False)
+    assert (EpochPlan(dataset_of(16), 0, view).batch(0).windows == [0.125, 0.125, 0.75, 0.75]).all()
+    placed = EpochPlan(dataset_of(16), 0, replace(view, crop="random-stretch")).batch(0).windows
+    assert (placed[:, 2:] == 0.75).all()
+    assert len(np.unique(placed[:, 0])) > 3
+    assert np.allclose(placed[:, :2] * 32 % 1, 0), "whole pixels of the image resized to 32 x 32"
 
 
 def test_a_replacement_depends_on_the_sample_alone() -> None:

@@ -154,6 +154,8 @@ def test_commands_and_snippets_run(
         if block.illustration:
             ast.parse(block.code)
         elif block.language == "python":
+            if name := re.match(r"# (\w+\.py)\n", block.code):  # the text of a file that later commands name
+                (tmp_path / name[1]).write_text(block.code)
             exec(compile(block.code, f"{page}:{block.line}", "exec"), {"__name__": "__main__"})
         else:
             for line in block.code.splitlines():

@@ -11,7 +11,7 @@ from PIL import Image
 from bench import region_profile, region_speed, region_targets
 from bench.measure import Measurement, Round, Spread
 from bench.peers import Work
-from bench.region_profile import STEPS, TOTALS
+from bench.region_profile_results import STEPS, TOTALS
 from bench.region_targets import TARGETS, Row, Side, Target
 from bench.throughput import Result
 from bench.variants import why_missing

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.roofline import RESOURCES, Demand, Machine, Resource, roofline, workers_needed
+from engine.roofline import RESOURCES, Demand, Limit, Machine, Resource, limit_of, roofline, workers_needed
 
 machines = st.builds(Machine, cores=st.floats(0.25, 256), disk=st.floats(1e5, 1e10), bus=st.floats(1e8, 1e11))
 demands = st.builds(
@@ -19,8 +19,11 @@ demands = st.builds(
     bus_bytes=st.floats(0, 1e6),
     step_seconds=st.floats(1e-6, 0.1),
     step_cpu_seconds=st.floats(0, 0.1),
+    augment_seconds=st.floats(0, 0.1),
+    augment_cpu_seconds=st.floats(0, 0.1),
 )
-workers = st.one_of(st.none(), st.integers(1, 300))
+TRAINING_FIELDS = ("step_seconds", "step_cpu_seconds", "augment_seconds", "augment_cpu_seconds")
+workers = st.one_of(st.none(), st.integers(0, 300))
 
 
 @given(machines, demands, workers)
@@ -41,7 +44,7 @@ def test_more_of_anything_is_never_slower(
     for name in ("cores", "disk", "bus"):
         larger = replace(machine, **{name: factor * getattr(machine, name)})
         assert roofline(larger, demand, num_workers).rate >= rate
-    for name in ("disk_bytes", "bus_bytes", "step_seconds", "step_cpu_seconds"):
+    for name in ("disk_bytes", "bus_bytes", *TRAINING_FIELDS):
         heavier = replace(demand, **{name: factor * getattr(demand, name)})
         assert roofline(machine, heavier, num_workers).rate <= rate
     added = replace(demand, cpu_seconds={**demand.cpu_seconds, "jitter": factor * 1e-3})
@@ -76,21 +79,49 @@ LOADING = {"decode": 1.6e-3, "resize": 0.4e-3}
 
 
 @pytest.mark.parametrize(
-    ("machine", "demand", "num_workers", "bound", "rate"),
+    ("machine", "demand", "num_workers", "limit", "rate"),
     [
         pytest.param(Machine(8, disk=50e6), Demand(LOADING, disk_bytes=100e3), 8, "disk", 500, id="slow disk"),
-        pytest.param(Machine(4), Demand({**LOADING, "blur": 6e-3}), 4, "cores", 500, id="heavy augmentation"),
+        pytest.param(
+            Machine(8), Demand(LOADING, step_seconds=1e-3, augment_seconds=4e-3, augment_cpu_seconds=9e-3), None,
+            "augmentation", 200, id="heavy augmentation",
+        ),
+        pytest.param(
+            Machine(4), Demand(LOADING, step_cpu_seconds=2e-3, step_seconds=1e-3, augment_seconds=2e-3,
+                               augment_cpu_seconds=8e-3), None, "augmentation", 1000 / 3, id="augmentation, few cores",
+        ),
+        pytest.param(
+            Machine(8), Demand(LOADING, step_seconds=8e-3, augment_seconds=2e-3), None, "model", 100,
+            id="augmentation hardly counts",
+        ),
+        pytest.param(Machine(4), Demand({**LOADING, "blur": 6e-3}), 4, "cores", 500, id="heavy loading"),
         pytest.param(Machine(8), Demand(LOADING, step_seconds=10e-3), 8, "model", 100, id="slow model"),
         pytest.param(Machine(8), Demand(LOADING, step_seconds=0.5e-3), 2, "workers", 1000, id="too few workers"),
+        pytest.param(Machine(8), Demand(LOADING, step_seconds=3e-3), 0, "workers", 200, id="no workers"),
+        pytest.param(
+            Machine(8, disk=50e6), Demand(LOADING, disk_bytes=100e3), 1, "workers", 250, id="one worker on a slow disk"
+        ),
         pytest.param(Machine(8, bus=60e6), Demand(LOADING, bus_bytes=150e3), None, "bus", 400, id="slow bus"),
-        pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=3e-3), None, "cores", 400, id="shared cores"),
+        pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=3e-3), None, "model", 400, id="shared cores"),
+        pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=1e-3), None, "cores", 2000 / 3, id="loading's cores"),
     ],
-)
+)  # fmt: skip
 def test_constructed_cases(
-    machine: Machine, demand: Demand, num_workers: int | None, bound: Resource, rate: float
+    machine: Machine, demand: Demand, num_workers: int | None, limit: Limit, rate: float
 ) -> None:
     result = roofline(machine, demand, num_workers)
-    assert (result.bound, result.rate) == (bound, pytest.approx(rate))
+    assert result.rate == pytest.approx(rate)
+    assert limit_of(demand, result.bound) == limit
+
+
+@given(machines, demands, workers)
+def test_a_limit_is_a_resource_or_who_uses_it(machine: Machine, demand: Demand, num_workers: int | None) -> None:
+    bound = roofline(machine, demand, num_workers).bound
+    limit = limit_of(demand, bound)
+    if bound == "training":
+        assert limit in ("augmentation", "model")
+    else:
+        assert limit == bound or (bound == "cores" and limit in ("augmentation", "model"))
 
 
 @pytest.mark.parametrize(

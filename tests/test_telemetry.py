@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,7 +12,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from engine.telemetry import Gpu, Telemetry, cpu_seconds, environment, integrate_power, resident_memory_gib
+from engine.telemetry import (
+    Gpu,
+    Telemetry,
+    cpu_seconds,
+    environment,
+    idle_seconds,
+    integrate_power,
+    resident_memory_gib,
+)
 from loaders.cores import _quota, usable_cores
 
 
@@ -77,12 +86,15 @@ def test_without_nvml_the_fields_are_absent(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with Telemetry(torch.device("cuda")) as telemetry:
         telemetry.start()
-        assert set(telemetry.collect(images=1)) == {"cpu_ms_per_image", "memory_gib"}
+        assert not [name for name in telemetry.collect(images=1) if name.startswith(("gpu", "power", "joules"))]
 
 
 def test_power_is_integrated_by_trapezoids() -> None:
     assert integrate_power([(0.0, 100.0), (2.0, 200.0), (3.0, 200.0)]) == 500.0
     assert integrate_power([(0.0, 100.0)]) is None
+
+
+_BURN = "import time\nwhile time.process_time() < 0.4: pass"
 
 
 def _burn(seconds: float) -> None:
@@ -92,10 +104,8 @@ def _burn(seconds: float) -> None:
 
 def test_processor_time_of_workers_counts_while_they_live_and_after() -> None:
     before = cpu_seconds()
-    worker = multiprocessing.get_context("spawn").Process(target=_burn, args=(0.5,))
-    worker.start()
-    worker.join()
-    assert cpu_seconds() - before >= 0.45
+    subprocess.run([sys.executable, "-c", _BURN], check=True)
+    assert cpu_seconds() - before >= 0.35
 
 
 def test_cost_of_an_image_and_memory() -> None:
@@ -106,6 +116,48 @@ def test_cost_of_an_image_and_memory() -> None:
     assert record["cpu_ms_per_image"] >= 10
     assert 0 < record["memory_gib"] < 1024
     assert resident_memory_gib() > 0
+
+
+def test_loading_is_what_threads_and_processes_do_that_came_later() -> None:
+    def work(stop: threading.Event) -> None:
+        while not stop.wait(0):
+            pass
+
+    def millisecond_shares(of: Telemetry) -> tuple[float, float]:
+        record = of.collect(images=1000)
+        return record["cpu_ms_per_image"], record["loading_cpu_ms_per_image"]
+
+    early, late = threading.Event(), threading.Event()
+    trains = threading.Thread(target=work, args=(early,))
+    trains.start()
+    with Telemetry(torch.device("cpu")) as telemetry:
+        telemetry.start()
+        _burn(time.process_time() + 0.3)
+        early.set()
+        trains.join()
+        spent, loading = millisecond_shares(telemetry)
+        assert spent >= 0.3
+        assert loading <= 0.05
+        telemetry.start()
+        loads = threading.Thread(target=work, args=(late,))
+        loads.start()
+        subprocess.run([sys.executable, "-c", _BURN], check=True)
+        spent, loading = millisecond_shares(telemetry)
+        late.set()
+        loads.join()
+    assert loading >= 0.35
+    assert spent >= loading
+
+
+def test_idle_cores_are_within_what_there_is() -> None:
+    before = idle_seconds()
+    with Telemetry(torch.device("cpu"), local_world=2) as telemetry:
+        telemetry.start()
+        time.sleep(0.2)
+        record = telemetry.collect(images=0)
+    assert 0 <= record["idle_cores"] <= usable_cores(2)
+    assert idle_seconds() >= before
+    assert "cpu_ms_per_image" not in record
 
 
 def test_the_environment_is_plain_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:

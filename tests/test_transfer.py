@@ -12,9 +12,10 @@ import psutil
 import pytest
 import torch
 
-from kernels.fused import fuse
+from kernels.fused import fuse, fuse_into
 from loaders.augment import PRESETS, Augmentation, augment, draw_erasing
 from loaders.contract import Batch
+from loaders.mixing import draw_mix
 from loaders.plan import BatchPlan, View
 from loaders.transfer import DeviceBatch, StagingRing, Transfer
 
@@ -188,6 +189,30 @@ def test_waiting_is_time_in_the_loader_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert transfer.take_wait_seconds() == 0
 
 
+def test_augmenting_is_measured_without_mixing_and_normalizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def lasting(seconds: float, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr("loaders.transfer.time.perf_counter", lambda: now)
+    for seconds, function in ((2, draw_erasing), (3, augment), (100, draw_mix), (100, fuse_into)):
+        monkeypatch.setattr(f"loaders.transfer.{function.__name__}", lasting(seconds, function))
+    transfer = Transfer("cpu", MEAN, STD)
+    for _ in transfer.batches([batch(step) for step in range(4)], PRESETS["strong"]):
+        now += 100  # the step
+    assert transfer.take_augment_seconds() == 4 * (2 + 3)
+    assert transfer.take_augment_seconds() == 0
+    for _ in transfer.batches([batch(4)]):
+        now += 100
+    assert transfer.take_augment_seconds() == 0
+
+
 class RecordedEvent:
     """Stands in for a CUDA event, noting in a shared journal what is waited for."""
 
@@ -279,6 +304,13 @@ def test_cuda_counts_the_time_without_work() -> None:
     torch.cuda.synchronize()
     assert transfer.take_wait_seconds() >= 0.2
     assert transfer.take_wait_seconds() == 0
+
+
+@pytest.mark.gpu
+def test_cuda_augments_on_its_own() -> None:
+    transfer = Transfer("cuda", MEAN, STD)
+    list(transfer.batches(Source(count=3).run(), PRESETS["strong"]))
+    assert transfer.take_augment_seconds() == 0
 
 
 @pytest.mark.gpu

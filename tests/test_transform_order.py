@@ -12,10 +12,11 @@ import pytest
 from bench import transform_check, transform_dali, transform_order
 from bench.measure import Spread
 from bench.transform_cases import CASES
-from bench.transform_report import Bar, Chart, bar_chart
+from bench.transform_measure import Timing
+from bench.transform_report import Result, report
 from loaders.transforms.geometry import HorizontalFlip
 from loaders.transforms.legality import Swap
-from loaders.transforms.program import Program
+from loaders.transforms.planner import ordered
 from loaders.transforms.values import Contrast
 from tests.folders import image_folder
 from tests.images import photo
@@ -54,7 +55,7 @@ def test_orders_are_measured_and_written(folder: Path, capsys: pytest.CaptureFix
         assert len(illegal) == 3
         assert min(record["max_difference"] for record in illegal) > 10
     text = page.read_text()
-    assert text.count("<svg viewBox") == 4
+    assert text.count("<svg viewBox") == 2  # a chart for each case
     assert "data:image/png;base64," in text
     assert "http" not in text  # nothing from outside
 
@@ -92,8 +93,11 @@ def test_the_planner_is_checked(
 ) -> None:
     small = [np.array(photo(110, 90, seed)) for seed in range(2)]
     monkeypatch.setattr(transform_order, "read_photos", lambda dataset, count: small)
-    assert transform_order.main(options_for(folder, "--check", "6")) == 0
-    assert "outside class" in capsys.readouterr().out
+    page = folder / "check.html"
+    assert transform_order.main(options_for(folder, "--check", "6", "--html", str(page))) == 0
+    shown = capsys.readouterr().out
+    assert "outside class" in shown and "largest difference" in shown
+    assert page.read_text().count("<svg") == 1
     records = json.loads((folder / "out.json").read_text())
     assert [record["backend"] for record in records] == 2 * ["pillow", "torchvision", "kernels"]
     assert all(record["stays_in_class"] and record["ratio_to_best"] >= 1 for record in records)
@@ -104,16 +108,27 @@ def test_the_planner_is_checked(
 def test_no_photos_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert transform_order.main(["--data", str(tmp_path / "missing")]) == 1
     assert "error:" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        transform_order.parse(["--check", "3", "--html", "page.html"])
 
 
-def test_charts_are_well_formed() -> None:
-    bars = [
-        Bar("crop+resize → flip", "as written", False, Spread(1.0, 0.9, 1.2), 0.8, (0.0, 0.0)),
-        Bar("flip <&> crop", "illegal", False, Spread(2.0, 1.9, 2.2), None, None),
+def test_bars_show_class_and_prediction() -> None:
+    program = CASES["default"].program
+    written, swapped = (
+        ordered(program, order, PixelCosts(), (90, 70), "pillow") for order in ((0, 1, 2, 3), (3, 0, 1, 2))
+    )
+    sample = np.zeros((4, 4, 3), np.float32)
+    timings = [Timing(Spread(cost, cost - 0.1, cost + 0.1), Spread(1, 1, 1)) for cost in (1.0, 2.0)]
+    results = [
+        Result("default", backend, plan, backend == "pillow", timing, (0.0, 0.0), sample)
+        for backend, plan, timing in (("pillow", written, timings[0]), ("dali", swapped, timings[1]))
     ]
-    drawn = ElementTree.fromstring(bar_chart(Chart("default", "A & B", "pillow", bars), 2.2))
-    widths = [float(one.get("width", 0)) for one in drawn.iter("rect")]
+    found = report("default", results, ["why something is left out"], "here")
+    ((_, chart),) = found.section.charts
+    drawn = ElementTree.fromstring(chart)
+    widths = [float(one.attrib["width"]) for one in drawn.iter("rect") if float(one.attrib["height"]) > 10]
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
-    assert Program((HorizontalFlip(),)).normalization is None
+    shown = {text.text for text in drawn.iter("text")}
+    assert {"pillow", "dali", "predicted", "1 (0.9–1.1)  as written"} <= shown
+    limits = [path for path in drawn.iter("path") if path.attrib["class"] == "limit"]
+    assert len(limits) == 2, "one in the key, one of ours; DALI has no prediction"
+    assert found.section.sentences == ["why something is left out"]
+    assert [row[1] for row in found.sheets[0].rows] == ["pillow", "dali"]

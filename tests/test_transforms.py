@@ -12,10 +12,12 @@ import torch
 from loaders.transforms.apply import BACKENDS, draw, run
 from loaders.transforms.explain import explain
 from loaders.transforms.geometry import (
+    Affine,
     CenterCrop,
     Erasing,
     GaussianBlur,
     HorizontalFlip,
+    PaddedRandomCrop,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -25,38 +27,31 @@ from loaders.transforms.geometry import (
 )
 from loaders.transforms.legality import Swap, classify, swap, tolerance
 from loaders.transforms.planner import cheapest, legal_orders, ordered, plan
+from loaders.transforms.policies import RandAugment, Together, TrivialAugment
 from loaders.transforms.program import Program, Untyped
-from loaders.transforms.steps import Box, Crop, Erase, Flip, Turn, exchange
+from loaders.transforms.steps import Border, Box, Crop, Erase, Flip, Turn, exchange
 from loaders.transforms.types import Operation
 from loaders.transforms.values import (
+    Autocontrast,
     Brightness,
     Contrast,
+    Equalize,
     Grayscale,
     Hue,
     Invert,
     Normalize,
     Posterize,
     Saturation,
+    Sharpness,
     Solarize,
     ToFloat,
     color_jitter,
 )
-from tests.images import photo
 from tests.transform_costs import PixelCosts
+from tests.transform_lists import CROP, MEAN, NORMALIZE, STRONGER, WEAKER, image, untouched
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP = RandomResizedCrop((24, 32), (0.3, 1.0))
-NORMALIZE = Normalize(MEAN, STD)
-STRONGER, WEAKER = (0.7, 1.3), (0.3, 0.9)
-
-
-def image(width: int = 60, height: int = 44, seed: int = 0) -> np.ndarray:
-    return np.array(photo(width, height, seed))
-
-
-def untouched(pixels: Any) -> Any:
-    return pixels
-
+PADDED = PaddedRandomCrop((20, 20), (4, 4, 4, 4))
+REFLECTED = PaddedRandomCrop((20, 20), (4, 4, 4, 4), "reflect")
 
 TABLE = [
     (HorizontalFlip(), CROP, Swap.EXACT),
@@ -94,6 +89,18 @@ TABLE = [
     (Erasing(), Resize(30), Swap.NO),
     (Erasing(), RandomCrop((20, 20)), Swap.SAME),
     (Erasing(), Invert(), Swap.NO),
+    (PADDED, HorizontalFlip(), Swap.SAME),
+    (PADDED, Invert(), Swap.NO),
+    (PADDED, NORMALIZE, Swap.EXACT),
+    (PADDED, Resize(30), Swap.NO),
+    (REFLECTED, Invert(), Swap.SAME),
+    (REFLECTED, Contrast(STRONGER), Swap.NO),
+    (Affine(), HorizontalFlip(), Swap.EXACT),
+    (Affine(), Rotate90(1), Swap.NO),
+    (Affine(), NORMALIZE, Swap.APPROX),
+    (Sharpness(2), HorizontalFlip(), Swap.NO),
+    (RandAugment(), HorizontalFlip(), Swap.NO),
+    (RandAugment(), ToFloat(), Swap.NO),
     (Untyped(untouched), HorizontalFlip(), Swap.NO),
 ]
 
@@ -127,13 +134,52 @@ def test_tolerances_grow_with_what_follows() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_boxes_are_adapted_to_what_they_pass(backend: str) -> None:
     pixels = image()
-    moves = (HorizontalFlip(probability=1), VerticalFlip(probability=1), Rotate90(1), Rotate90(3), RandomCrop((17, 23)))
+    moves: list[Operation] = [HorizontalFlip(probability=1), VerticalFlip(probability=1), Rotate90(1), Rotate90(3)]
+    moves.append(RandomCrop((17, 23)))
     for pair in itertools.permutations(moves, 2):
         program = Program((*pair, Erasing(probability=1, fill=MEAN)))
         plans = [ordered(program, order, PixelCosts(), (44, 60), backend) for order in itertools.permutations(range(3))]
         expected = run(plans[0], pixels, index=3).levels()
         for one in plans:
             np.testing.assert_array_equal(run(one, pixels, index=3).levels(), expected, err_msg=str(one.operations))
+
+
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padded_boxes_are_adapted_to_mirrors(backend: str, border: Border) -> None:
+    crop = PaddedRandomCrop((41, 62), (5, 0, 9, 8), border, (0.2, 0.4, 0.6))
+    program = Program((HorizontalFlip(probability=1), crop, VerticalFlip(probability=1), Rotate90(1)))
+    plans = [ordered(program, order, PixelCosts(), (44, 60), backend) for order in itertools.permutations(range(4))]
+    expected = run(plans[0], image(), index=4).levels()
+    for one in plans:
+        np.testing.assert_array_equal(run(one, image(), index=4).levels(), expected, err_msg=str(one.operations))
+
+
+@pytest.mark.parametrize("flip", [HorizontalFlip(probability=1), VerticalFlip(probability=1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_affine_maps_are_adapted_to_mirrors(backend: str, flip: Operation) -> None:
+    affine = Affine(
+        degrees=(10, 30), translation=(0.2, 0.3), scale=(0.8, 1.2), shear_x=(5, 9), shear_y=(-9, 0), fill=MEAN
+    )
+    program = Program((affine, flip))
+    results = [
+        run(ordered(program, order, PixelCosts(), (44, 60), backend), image(), index=2).levels()
+        for order in ((0, 1), (1, 0))
+    ]
+    assert np.abs(results[0] - results[1]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    "operation", [RandAugment(), TrivialAugment(), Autocontrast(), Equalize(), Together((Invert(), Grayscale()))]
+)
+def test_operations_on_bytes_are_the_same_on_all_backends(operation: Operation) -> None:
+    program = Program((operation, ToFloat()))
+    for index in range(4):
+        expected, *others = [
+            run(ordered(program, (0, 1), PixelCosts(), (44, 60), backend), image(), index=index).levels()
+            for backend in BACKENDS
+        ]
+        assert all(np.abs(other - expected).max() <= 1.01 for other in others)
 
 
 def test_exchanged_steps_are_adapted() -> None:
@@ -237,7 +283,14 @@ def test_nothing_moves_across_a_function_of_the_users() -> None:
         lambda: Brightness((-1.0, 1.0)),
         lambda: Hue((-0.6, 0.1)),
         lambda: Posterize(0),
+        lambda: PaddedRandomCrop((8, 8), (-1, 0, 0, 0)),
+        lambda: RandAugment(layers=40),
+        lambda: Affine(translation=(0.0, 1.5)),
+        lambda: Sharpness(-1),
+        lambda: Together((Invert(), HorizontalFlip(probability=0.5))),
+        lambda: RandAugment(magnitude=31),
         lambda: Program((ToFloat(), ToFloat())),
+        lambda: Program((ToFloat(), RandAugment())),
     ],
 )
 def test_impossible_operations_are_refused(make: Any) -> None:

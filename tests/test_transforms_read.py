@@ -1,4 +1,4 @@
-"""Transform lists from torchvision, and in the terms of the engine."""
+"""Transform lists from torchvision."""
 
 from __future__ import annotations
 
@@ -7,54 +7,45 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from loaders.transforms.apply import BACKENDS, run
-from loaders.transforms.engine_split import SplitError, split_for_engine
 from loaders.transforms.geometry import (
+    Affine,
     CenterCrop,
     Erasing,
     GaussianBlur,
     HorizontalFlip,
-    RandomCrop,
+    PaddedRandomCrop,
     RandomResizedCrop,
     Resize,
     Rotation,
     VerticalFlip,
 )
-from loaders.transforms.legality import Swap
 from loaders.transforms.planner import plan
-from loaders.transforms.program import Program, Untyped
+from loaders.transforms.policies import RandAugment, Together, TrivialAugment
+from loaders.transforms.program import Untyped
 from loaders.transforms.read import read_compose
-from loaders.transforms.types import Operation
 from loaders.transforms.values import (
+    Autocontrast,
     Brightness,
     Contrast,
+    Equalize,
     Grayscale,
     Hue,
     Invert,
     Normalize,
     Posterize,
     Saturation,
+    Sharpness,
     Solarize,
     ToFloat,
 )
 from tests.images import photo
 from tests.transform_costs import PixelCosts
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP = RandomResizedCrop((24, 32), (0.3, 1.0))
-NORMALIZE = Normalize(MEAN, STD)
-STRONGER, WEAKER = (0.7, 1.3), (0.3, 0.9)
-
-
-def image(width: int = 60, height: int = 44, seed: int = 0) -> np.ndarray:
-    return np.array(photo(width, height, seed))
-
-
-def untouched(pixels: Any) -> Any:
-    return pixels
+from tests.transform_lists import MEAN, STD, image, untouched
 
 
 @pytest.mark.filterwarnings("ignore:The transform .ToTensor")
@@ -65,6 +56,7 @@ def test_a_compose_is_read(version: Any) -> None:
             version.RandomResizedCrop(96, scale=(0.25, 1)),
             version.Compose([version.RandomHorizontalFlip(0.3), version.RandomVerticalFlip(0.2)]),
             version.RandomRotation(10, interpolation=version.InterpolationMode.BILINEAR, fill=255),
+            version.RandomRotation((0, 5)),
             version.ColorJitter(0.4, 0.3, (0.5, 0.9), 0.1),
             version.RandomGrayscale(0.2),
             version.RandomApply([version.GaussianBlur(5, (0.1, 1))], 0.4),
@@ -81,6 +73,7 @@ def test_a_compose_is_read(version: Any) -> None:
         HorizontalFlip(probability=0.3),
         VerticalFlip(probability=0.2),
         Rotation((-10.0, 10.0), (1.0, 1.0, 1.0)),
+        Rotation((0.0, 5.0), interpolation="nearest"),
         Brightness((0.6, 1.4)),
         Contrast((0.7, 1.3)),
         Saturation((0.5, 0.9)),
@@ -98,10 +91,17 @@ def test_a_compose_is_read(version: Any) -> None:
 
 def test_what_is_unknown_stays_as_it_is() -> None:
     odd = [
-        v2.RandomRotation(10),  # by the nearest pixel
-        v2.RandomCrop(32, padding=4),
+        v2.RandomRotation(10, expand=True),
+        v2.RandomRotation(10, interpolation=v2.InterpolationMode.BICUBIC),
+        v2.RandomCrop(32, padding=4, padding_mode="edge"),
+        v2.RandomCrop(32, pad_if_needed=True),
         v2.Resize(32, antialias=False),
-        v2.RandomApply([v2.ColorJitter(0.1, 0.1)], 0.5),
+        v2.Resize(32, interpolation=0),
+        v2.Resize(32, max_size=50),
+        v2.RandAugment(num_magnitude_bins=10),
+        v2.RandomAffine(5, center=(1, 1)),
+        v2.RandomApply([v2.ColorJitter(0.1, 0.1), v2.RandomErasing()], 0.5),
+        v2.RandomApply([v2.ColorJitter(0.1, 0.1), v2.Lambda(untouched)], 0.5),
         v2.ToDtype(torch.float64, scale=True),
         v2.RandomErasing(value="random"),
         v2.GaussianBlur((3, 5)),
@@ -112,10 +112,76 @@ def test_what_is_unknown_stays_as_it_is() -> None:
     operations = read_compose([v2.ToImage(), v2.CenterCrop(40), v2.Resize((20, 30)), *odd]).operations
     assert operations[:2] == (CenterCrop((40, 40)), Resize((20, 30)))
     assert [operation.function for operation in operations[2:]] == odd  # type: ignore[attr-defined]
+    reasons = [operation.reason for operation in operations[2:]]  # type: ignore[attr-defined]
+    assert all(reasons[:-2]) and not any(reasons[-2:])
+    assert reasons[5] == "with the interpolation nearest"
     with pytest.raises(ValueError, match="cannot be called"):
         read_compose([3])
     with pytest.raises(ValueError, match="put ToFloat before it"):
         read_compose([v2.Normalize(MEAN, STD)])
+
+
+@pytest.mark.parametrize("version", [v1, v2])
+def test_crops_of_padded_images_are_read(version: Any) -> None:
+    sides = {"padding": (1, 2, 3, 4), "fill": (255, 0, 51)}
+    expected = PaddedRandomCrop((32, 32), (1, 2, 3, 4), "constant", (1.0, 0.0, 0.2))
+    assert read_compose(version.RandomCrop(32, **sides)).operations == (expected,)
+    reflected = PaddedRandomCrop((32, 32), (4, 2, 4, 2), "reflect")
+    assert read_compose(version.RandomCrop(32, (4, 2), padding_mode="reflect")).operations == (reflected,)
+    flip = version.RandomHorizontalFlip()
+    apart = [version.Pad(**sides), flip, version.RandomCrop(32)]
+    assert read_compose(apart).operations == (HorizontalFlip(), expected)
+    assert isinstance(read_compose([version.Pad(4), version.Grayscale(3)]).operations[0], Untyped)
+
+
+def test_what_happens_together_is_read() -> None:
+    (read,) = read_compose(v2.RandomApply([v2.ColorJitter(0.1, 0.2), v2.GaussianBlur(3, (0.5, 1))], 0.3)).operations
+    assert read == Together(
+        (Brightness((0.9, 1.1)), Contrast((0.8, 1.2)), GaussianBlur(3, (0.5, 1.0))), probability=0.3
+    )
+    assert read.name == "Brightness+Contrast+GaussianBlur"
+
+
+@pytest.mark.parametrize("version", [v1, v2])
+def test_policies_are_read(version: Any) -> None:
+    modes = version.InterpolationMode
+    policies = [version.RandAugment(3, 12, interpolation=modes.BILINEAR, fill=[51.0]), version.TrivialAugmentWide()]
+    assert read_compose(policies).operations == (
+        RandAugment(3, 12, fill=(0.2, 0.2, 0.2)),
+        TrivialAugment(interpolation="nearest"),
+    )
+    assert isinstance(read_compose([v1.ToTensor(), policies[0]]).operations[1], Untyped)
+
+
+@pytest.mark.parametrize("version", [v1, v2])
+def test_operations_of_policies_are_read_alone(version: Any) -> None:
+    bilinear = version.InterpolationMode.BILINEAR
+    transforms = [
+        version.RandomAffine(10),
+        version.RandomAffine((0, 5), (0.1, 0.2), (0.9, 1.2), (-1, 1, 2, 3), bilinear, 51),
+        version.RandomAdjustSharpness(2, 0.3),
+        version.RandomAutocontrast(),
+        version.RandomEqualize(0.2),
+    ]
+    assert read_compose(transforms).operations == (
+        Affine(degrees=(-10.0, 10.0), interpolation="nearest"),
+        Affine(
+            degrees=(0.0, 5.0),
+            translation=(0.1, 0.2),
+            scale=(0.9, 1.2),
+            shear_x=(-1.0, 1.0),
+            shear_y=(2.0, 3.0),
+            fill=(0.2, 0.2, 0.2),
+        ),
+        Sharpness(2, probability=0.3),
+        Autocontrast(probability=0.5),
+        Equalize(probability=0.2),
+    )
+
+
+@pytest.mark.parametrize("interpolation", [3, "bicubic", v2.InterpolationMode.BICUBIC, Image.Resampling.BICUBIC])
+def test_interpolations_have_several_names(interpolation: Any) -> None:
+    assert read_compose(v2.Resize(9, interpolation=interpolation)).operations == (Resize(9, "bicubic"),)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,42 +194,3 @@ def test_programs_do_what_torchvision_does(backend: str) -> None:
     chosen = plan(read_compose(compose), PixelCosts(), (61, 80), backend)
     result = run(chosen, pixels).pixels.permute(1, 2, 0).numpy()
     assert np.abs(result - expected).max() * max(STD) * 255 <= 3
-
-
-def test_a_program_is_split_for_the_engine() -> None:
-    square, erasing = RandomResizedCrop((64, 64), (0.3, 1.0), (0.5, 2.0)), Erasing(fill=MEAN)
-    program = Program((ToFloat(), Saturation(WEAKER), NORMALIZE, erasing, HorizontalFlip(probability=0.3), square))
-    with pytest.raises(SplitError, match="Erasing stands before RandomResizedCrop"):
-        split_for_engine(plan(program, PixelCosts()))
-    program = Program((ToFloat(), Saturation(WEAKER), NORMALIZE, HorizontalFlip(probability=0.3), square, erasing))
-    split = split_for_engine(plan(program, PixelCosts()))
-    assert (split.crop, split.resolution, split.scale, split.ratio) == ("random-resized", 64, (0.3, 1.0), (0.5, 2.0))
-    assert (split.flip, split.mean, split.std, split.swap) == (0.3, MEAN, STD, Swap.EXACT)
-    assert [(rest.operation.name, rest.number, rest.place) for rest in split.rest] == [
-        ("Saturation", 1, "device"),
-        ("Erasing", 5, "device"),
-    ]
-    evaluation = Program((Resize(64), CenterCrop((56, 56)), ToFloat()))
-    split = split_for_engine(plan(evaluation, PixelCosts()))
-    assert (split.crop, split.resolution, split.crop_fraction, split.flip) == ("center", 56, 56 / 64, 0.0)
-    assert split.mean is None
-
-
-@pytest.mark.parametrize(
-    ("operations", "reason"),
-    [
-        ((Contrast(STRONGER), RandomResizedCrop((8, 8))), "Contrast stands before RandomResizedCrop"),
-        ((Brightness(STRONGER), RandomResizedCrop((8, 8))), "would change pixels visibly"),
-        ((Untyped(untouched), RandomResizedCrop((8, 8))), "untouched is a function of your own"),
-        ((HorizontalFlip(), Posterize(3), RandomResizedCrop((8, 8))), "another program"),
-        ((HorizontalFlip(), RandomResizedCrop((8, 8)), Posterize(3)), "Posterize has jumps"),
-        ((CROP,), "squares"),
-        ((RandomResizedCrop((8, 8), interpolation="bicubic"),), "bicubic"),
-        ((HorizontalFlip(),), "here: none"),
-        ((RandomCrop((8, 8)),), "here: RandomCrop"),
-        ((HorizontalFlip(), HorizontalFlip(), RandomResizedCrop((8, 8))), "twice"),
-    ],
-)
-def test_what_the_engine_cannot_do_is_named(operations: tuple[Operation, ...], reason: str) -> None:
-    with pytest.raises(SplitError, match=reason):
-        split_for_engine(plan(Program(operations), PixelCosts()))

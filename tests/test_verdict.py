@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.verdict import epoch_records, time_spent, verdict
+from engine.verdict import Verdict, epoch_records, time_spent, verdict
 
 
 def epoch(number: int, resolution: int = 128, stage: int = 0, **changes: Any) -> dict[str, Any]:
@@ -19,15 +19,21 @@ def epoch(number: int, resolution: int = 128, stage: int = 0, **changes: Any) ->
     return record | changes
 
 
-def judge(records: list[dict[str, Any]], **changes: Any) -> str:
+def judged(records: list[dict[str, Any]], **changes: Any) -> Verdict:
     options: dict[str, Any] = {"num_workers": 2, "cores": 2.0, "device": "cpu", "loader": "torch"}
     return verdict(records, **options | changes)
 
 
+def judge(records: list[dict[str, Any]], **changes: Any) -> str:
+    return judged(records, **changes).sentence
+
+
 def test_time_adds_up_to_the_run() -> None:
-    spent = time_spent([epoch(0), epoch(1)])
+    spent = time_spent([epoch(0), epoch(1, augment_seconds=2.0)])
     assert spent.total == pytest.approx(24.0)
-    assert spent.compute == pytest.approx(19.4)
+    assert spent.training == pytest.approx(20.0)
+    assert spent.compute == pytest.approx(17.4)
+    assert spent.augmentation == pytest.approx(2.0)
     assert spent.other == pytest.approx(0.6)
 
 
@@ -57,6 +63,116 @@ def test_the_stage_that_waits_is_named() -> None:
     assert text.startswith("41 % of the training time waited for data in the 128 px stage: ")
     assert "loading and training share 2 cores, 1.9 ms of processor time for each image" in text
     assert text.endswith("more workers would help up to 2 cores (--num-workers 2, now 1).")
+
+
+# What training waits for, in 10 s of it. Two cores and the rate of 500 images/s are those of ``epoch``.
+SLOW_DISK = {
+    "data_wait_seconds": 8.0, "images_per_second": 100.0, "bytes_per_image": 50_000.0, "cpu_ms_per_image": 5.0,
+    "loading_cpu_ms_per_image": 3.0, "idle_cores": 1.5,
+}  # fmt: skip
+FEW_WORKERS = {
+    "data_wait_seconds": 6.0, "images_per_second": 200.0, "cpu_ms_per_image": 6.5, "loading_cpu_ms_per_image": 4.9,
+    "idle_cores": 0.7,
+}  # fmt: skip
+FULL_CORES = {
+    "data_wait_seconds": 4.0, "images_per_second": 200.0, "cpu_ms_per_image": 9.8, "loading_cpu_ms_per_image": 7.0,
+    "idle_cores": 0.05,
+}  # fmt: skip
+AUGMENTATION = {"augment_seconds": 5.0, "data_wait_seconds": 0.2, "idle_cores": 0.4, "loading_cpu_ms_per_image": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("record", "num_workers", "cause", "words"),
+    [
+        pytest.param(
+            SLOW_DISK,
+            2,
+            "disk",
+            "nothing to decode 85 % of the time: reading is the limit, 5 MB/s (100 images/s of 50 kB)",
+            id="slow disk",
+        ),
+        pytest.param(SLOW_DISK, 1, "disk", "more workers (now 1) help only where", id="slow disk, one worker"),
+        pytest.param(AUGMENTATION, 1, "augmentation", "it took 50 % of the training time", id="heavy augmentation"),
+        pytest.param({}, 2, "model", "The model is the limit", id="slow model"),
+        pytest.param(FEW_WORKERS, 1, "workers", "(--num-workers 2, now 1)", id="too few workers"),
+        pytest.param(FEW_WORKERS, 0, "workers", "(--num-workers 2, now 0)", id="no workers"),
+        pytest.param(FULL_CORES, 2, "cores", "2 workers use all of the 2 cores", id="all cores busy"),
+        pytest.param(
+            FULL_CORES, 1, "cores", "no core was left for another worker beside 1", id="all cores busy, one worker"
+        ),
+    ],
+)
+def test_constructed_cases(record: dict[str, float], num_workers: int, cause: str, words: str) -> None:
+    found = judged([epoch(0, **record), epoch(1, **record)], num_workers=num_workers)
+    assert found.cause == cause
+    assert words in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("record", "cause"),
+    [
+        pytest.param({"augment_seconds": 2.5}, "augmentation", id="augmentation at the threshold"),
+        pytest.param({"augment_seconds": 2.4}, "model", id="augmentation below it"),
+        pytest.param(
+            {"augment_seconds": 3.0, "data_wait_seconds": 3.5}, "workers", id="more waiting than augmentation"
+        ),
+        pytest.param({"augment_seconds": 3.5, "data_wait_seconds": 3.0}, "augmentation", id="less waiting"),
+        pytest.param({"data_wait_seconds": 1.0}, "workers", id="waiting at the threshold"),
+        pytest.param({"data_wait_seconds": 0.99}, "model", id="waiting below it"),
+        pytest.param(
+            {**SLOW_DISK, "idle_cores": 0.0, "loading_queued_ms_per_image": 0.0}, "disk", id="others use the cores"
+        ),
+        pytest.param({**SLOW_DISK, "idle_cores": 0.0}, "cores", id="perhaps a worker waits for a core"),
+        pytest.param({**SLOW_DISK, "loading_queued_ms_per_image": 4.1}, "workers", id="a worker waits for a core"),
+        pytest.param({**FEW_WORKERS, "idle_cores": 0.3}, "workers", id="cores idle at the threshold"),
+        pytest.param({**FEW_WORKERS, "idle_cores": 0.29}, "cores", id="cores hardly idle"),
+        pytest.param({**SLOW_DISK, "loading_cpu_ms_per_image": 6.9}, "disk", id="a worker waits a little"),
+        pytest.param({**SLOW_DISK, "loading_cpu_ms_per_image": 7.1}, "workers", id="a worker hardly waits"),
+    ],
+)
+def test_thresholds(record: dict[str, float], cause: str) -> None:
+    assert judged([epoch(0, **record), epoch(1, **record)], num_workers=1).cause == cause
+
+
+def test_what_the_tuner_has_tried_is_not_advised() -> None:
+    slow = [epoch(0, **SLOW_DISK)]
+    assert "more workers" in judge(slow, num_workers=1)
+    assert "more workers" not in judge(slow, num_workers=1, tuned=True)
+    few = judged([epoch(0, **FEW_WORKERS)], num_workers=1, tuned=True)
+    assert few.cause == "cores"
+    assert "proved best" in few.sentence
+
+
+def test_smaller_files_are_advised_by_the_loader() -> None:
+    assert "--loader roi packs" in judge([epoch(0, **SLOW_DISK)], loader="torch")
+    assert "--pack-side" in judge([epoch(0, **SLOW_DISK)], loader="roi")
+
+
+def test_waiting_for_the_first_batch_of_short_epochs_is_no_disk() -> None:
+    short = {"data_wait_seconds": 1.2, "loading_cpu_ms_per_image": 1.0, "idle_cores": 0.8, "images_per_second": 100.0}
+    assert judged([epoch(n, batch_size=600, **short) for n in range(2)]).cause == "cores"
+    assert judged([epoch(n, batch_size=60, **short) for n in range(2)]).cause == "disk"
+
+
+def test_a_gpu_that_decodes_is_no_disk() -> None:
+    assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cuda").cause == "cores"
+    assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cpu").cause == "disk"
+
+
+def test_roi_has_a_thread_for_each_core_at_most() -> None:
+    full = {**SLOW_DISK, "loading_cpu_ms_per_image": 18.0, "idle_cores": 0.1}
+    assert judged([epoch(0, **full)], loader="roi", num_workers=8).cause == "cores"
+
+
+def test_on_a_gpu_augmentation_is_part_of_the_step() -> None:
+    assert judged([epoch(0, augment_seconds=0.0)], device="cuda").cause == "model"
+
+
+def test_several_processes_read_together() -> None:
+    # 100 images/s in all, 50 in each process: its two workers compute 5 * 50 / 1000 = 0.25 cores' worth.
+    found = judged([epoch(0, **SLOW_DISK | {"loading_cpu_ms_per_image": 5.0})], world_size=2)
+    assert found.cause == "disk"
+    assert "5 MB/s" in found.sentence
 
 
 def test_a_single_stage_is_not_named() -> None:
@@ -127,9 +243,14 @@ def test_after_a_resume_the_later_record_of_an_epoch_counts() -> None:
                     "train_seconds",
                     "val_seconds",
                     "data_wait_seconds",
+                    "augment_seconds",
                     "switch_seconds",
                     "images_per_second",
                     "cpu_ms_per_image",
+                    "loading_cpu_ms_per_image",
+                    "loading_queued_ms_per_image",
+                    "idle_cores",
+                    "bytes_per_image",
                 )
             }
         ),

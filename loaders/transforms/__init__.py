@@ -1,7 +1,7 @@
 """Transform lists as data: what each operation is, which may change places, and what order costs least."""
 
 from loaders.transforms.apply import BACKENDS, machine_costs, run
-from loaders.transforms.engine_split import EngineSplit, SplitError, split_for_engine
+from loaders.transforms.engine_split import EngineSplit, SplitError, describe, split_for_engine
 from loaders.transforms.explain import explain
 from loaders.transforms.planner import Plan, plan
 from loaders.transforms.program import Program
@@ -13,6 +13,7 @@ __all__ = [
     "Plan",
     "Program",
     "SplitError",
+    "describe",
     "explain",
     "machine_costs",
     "plan",

@@ -145,7 +145,18 @@ def apply_step(step: Step, picture: Picture) -> None:
             picture.mean, picture.std = step.mean, step.std
         case steps.Rotate():
             fill = picture.color(step.fill)
-            picture.pixels = F.rotate(image, step.degrees, InterpolationMode.BILINEAR, fill=fill)
+            picture.pixels = F.rotate(image, step.degrees, InterpolationMode(step.interpolation), fill=fill)
+        case steps.Affine():
+            mode, fill = InterpolationMode(step.interpolation), picture.color(step.fill)
+            shear = list(step.shear)
+            picture.pixels = F.affine(image, step.degrees, list(step.translation), step.scale, shear, mode, fill=fill)
+        case steps.Several():
+            for one in step.steps:
+                apply_step(one, picture)
+        case steps.Change():
+            picture.pixels = _change(image, step)
+        case steps.PaddedCrop():
+            picture.pixels = _padded_crop(image, step, picture)
         case steps.Erase():
             picture.pixels = _erase(image, step, picture.color(step.fill))
         case _:
@@ -196,6 +207,12 @@ def _values(step: Step, image: Any) -> Any:
             return F.invert(image)
         case steps.Posterize():
             return F.posterize(image, step.bits)
+        case steps.Sharpness():
+            return F.adjust_sharpness(image, step.factor)
+        case steps.Autocontrast():
+            return F.autocontrast(image)
+        case steps.Equalize():
+            return F.equalize(image)
         case steps.Solarize():
             is_float = isinstance(image, torch.Tensor) and image.is_floating_point()
             return F.solarize(image, step.threshold if is_float else 255 * step.threshold)
@@ -211,6 +228,22 @@ def _erase(image: Any, step: steps.Erase, fill: list[float]) -> Any:
         image.paste(tuple(map(int, fill)), (left, top, left + width, top + height))
         return image
     return F.erase(image, top, left, height, width, torch.tensor(fill, dtype=image.dtype)[:, None, None])
+
+
+def _change(image: Any, step: steps.Change) -> Any:
+    planes = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+    for operation, parameters in step.changes:
+        planes = operation(planes[None], torch.tensor([parameters]))[0]
+    return F.to_pil_image(planes) if isinstance(image, Image.Image) else planes
+
+
+def _padded_crop(image: Any, step: steps.PaddedCrop, picture: Picture) -> Any:
+    left, top, width, height = map(int, step.box)
+    image_height, image_width = picture.size
+    border = [max(0, -left), max(0, -top), max(0, left + width - image_width), max(0, top + height - image_height)]
+    fill = picture.color(step.fill) if step.border == "constant" else None
+    padded = F.pad(image, border, fill, step.border)
+    return F.crop(padded, top + border[1], left + border[0], height, width)
 
 
 def _resize_window(image: Any, step: Window) -> Any:

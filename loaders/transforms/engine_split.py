@@ -1,144 +1,240 @@
-"""A program in the terms of the loaders' plan: what a View does, and what is left for the device."""
+"""A program in the terms of the engine: what a View does while decoding, and what is left for the device."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from kernels.device import Color
-from loaders.plan import Crop
-from loaders.transforms.geometry import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
-from loaders.transforms.legality import Swap, classify, swap
+from loaders.augment import Augmentation
+from loaders.transforms.device import DeviceOperation, why_not
+from loaders.transforms.geometry import (
+    Affine,
+    Erasing,
+    HorizontalFlip,
+    PaddedRandomCrop,
+    RandomResizedCrop,
+    Rotate90,
+    Rotation,
+)
+from loaders.transforms.legality import ROTATIONS, Swap, swap
 from loaders.transforms.planner import Plan
-from loaders.transforms.program import Untyped
-from loaders.transforms.types import Operation, Point, Range, Spatial
+from loaders.transforms.policies import Together
+from loaders.transforms.program import Program, Untyped
+from loaders.transforms.steps import Size
+from loaders.transforms.types import Operation, Point, Spatial
 from loaders.transforms.values import Normalize
+from loaders.transforms.windows import SplitError, windows_of
 
+_CROPS = (Spatial.RESIZED_CROP, Spatial.RESIZE, Spatial.CROP)
+_BILINEAR = "loaders resize bilinearly and antialiased, not so"
+_INSTEAD = {  # of transforms of torchvision that change what an image is, and so cannot be called in its place
+    "Resize": _BILINEAR,
+    "RandomResizedCrop": _BILINEAR,
+    "Grayscale": "images keep three channels, so give it num_output_channels=3",
+    "Normalize": "images have three",
+    "ToDtype": "pixels become float32, white as 1",
+    "ConvertImageDtype": "pixels become float32, white as 1",
+}
+_CONVERSIONS = (Point.TO_FLOAT, Point.NORMALIZE)
 
-class SplitError(ValueError):
-    """A program that loaders and device cannot do between them; the message names the operation."""
-
-
-@dataclass(frozen=True)
-class Rest:
-    """An operation that no loader does.
-
-    Attributes:
-        number: in the program as written, by which its parameters are drawn.
-        place: where it is done: on the device, to batches of bytes after the loader.
-    """
-
-    operation: Operation
-    number: int
-    place: Literal["device"] = "device"
+Numbered = tuple[int, Operation]  # by its place in the program as written
 
 
 @dataclass(frozen=True)
 class EngineSplit:
-    """What a View takes (see `loaders.plan.View`), how batches are normalized, and what is done in between.
+    """What loaders and device do of a program.
 
     Attributes:
-        mean, std: of the normalization; None where the program has none.
-        rest: in the order in which it is to be done.
-        swap: what the order differs in from the program as written, at worst.
+        augmentation: the windows and flips that a loader does, and the operations of the device in their order;
+            everything else is off.
+        resolution: side of the images, pixels.
+        mean, std: of the normalization: 0 and 1 where the program converts without it, None where it does neither.
+        swap: what this differs in from the program as written, at worst; decoding and resizing apart.
+        decoded: names of what the loader does.
+        converted: names of what conversion and normalization do at the end.
+        notes: what is done otherwise than the program says, in words.
     """
 
-    crop: Crop
+    augmentation: Augmentation
     resolution: int
-    scale: Range
-    ratio: Range
-    crop_fraction: float
-    flip: float
     mean: Color | None
     std: Color | None
-    rest: tuple[Rest, ...]
     swap: Swap
+    decoded: tuple[str, ...]
+    converted: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def split_for_engine(plan: Plan, most: Swap = Swap.EXACT) -> EngineSplit:
+def split_for_engine(plan: Plan | Program, most: Swap = Swap.EXACT, image_size: Size | None = None) -> EngineSplit:
     """Split a plan into what loaders do and what the device does behind them.
 
-    The loader's part is a random resized crop, or a resize of the shorter side with a centered crop, to a square, and a
-    horizontal flip; conversion and normalization are the last on the device. Everything else happens there, to bytes.
-    A loader's resize looks beyond the window as far as its filter reaches, unlike torchvision's.
+    A loader cuts out one window of each image, resizes it and mirrors it. Conversion and normalization are the last on
+    the device. Everything else happens there, to batches of bytes, in the plan's order. Crops and flips are drawn as
+    `loaders.plan` draws them: with the program's distributions, not with its own draws. A loader's resize looks beyond
+    the window as far as its filter reaches, unlike torchvision's, and centers are not rounded to whole pixels.
 
     Args:
-        plan: of a program.
-        most: what may change when an operation is moved behind the crop.
+        plan: of a program; or the program, for the order as written.
+        most: what may change when operations change places for this.
+        image_size: (height, width) of all images, where they have the same.
 
     Raises:
-        SplitError: there is no such crop, or an operation cannot be done behind it.
+        SplitError: there is no such window, or an operation cannot be done behind it; the message says what to do.
     """
-    operations, numbers = plan.program.operations, plan.numbers
-    ordered = [(number, operations[number]) for number in numbers]
-    for _, operation in ordered:
-        if isinstance(operation, Untyped):
-            raise SplitError(
-                f"{operation.name} is a function of your own, of which nothing is known: it cannot be done"
-            )
-    crops = [(n, o) for n, o in ordered if o.spatial in (Spatial.RESIZED_CROP, Spatial.RESIZE, Spatial.CROP)]
-    crop, resolution, scale, ratio, fraction = _crop([operation for _, operation in crops])
-    flips = [(n, o) for n, o in ordered if isinstance(o, HorizontalFlip)]
-    if len(flips) > 1:
-        raise SplitError("HorizontalFlip comes twice: leave one out")
-    tail = [(n, o) for n, o in ordered if o.point in (Point.TO_FLOAT, Point.NORMALIZE)]
-    done = {n for n, _ in crops + flips + tail}
-    between = [(n, o) for n, o in ordered if n not in done]
+    program = plan.program if isinstance(plan, Plan) else plan
+    numbers = plan.numbers if isinstance(plan, Plan) else range(len(program))
+    written = list(enumerate(program.operations))
+    for operation in program.operations:
+        if isinstance(operation, Untyped) and operation.name in _INSTEAD and operation.reason:
+            raise SplitError(f"{operation.name} {operation.reason}: {_INSTEAD[operation.name]}")
+    crops = [(n, o) for n, o in written if o.spatial in _CROPS]
+    windows = windows_of([operation for _, operation in crops], most, image_size)
+    tail = [(n, o) for n, o in written if o.point in _CONVERSIONS]
+    rest = [(n, o) for n, o in written if (n, o) not in crops + tail]
+    flips = _flips_of_the_loader(rest, most)
+    left = [(n, o) for n, o in rest if (n, o) not in flips]
+    between = [(n, program.operations[n]) for n in numbers if (n, program.operations[n]) in left]
+    if any(change > most for _, _, change in _moves(between)):
+        between = left
     arranged = [*crops, *flips, *between, *tail]
-    _check_moves(arranged, most)
-    worst = classify(operations, [number for number, _ in arranged], plan.backend)
-    if worst > most:
-        jumps = next(operation.name for operation in operations if operation.point is Point.DISCONTINUOUS)
-        raise SplitError(
-            f"{jumps} has jumps, which show what is rounded otherwise before it: pixels would change visibly"
-        )
-    normalize = next((o for _, o in tail if isinstance(o, Normalize)), None)
-    return EngineSplit(
-        crop,
-        resolution,
-        scale,
-        ratio,
-        fraction,
-        flips[0][1].probability if flips else 0.0,
-        normalize.mean if normalize else None,
-        normalize.std if normalize else None,
-        tuple(Rest(operation, number) for number, operation in between),
-        worst,
-    )
-
-
-def _crop(crops: list[Operation]) -> tuple[Crop, int, Range, Range, float]:
-    """Return kind, resolution, scale, ratio and fraction of the loader's crop."""
-    for one in crops:
-        if one.probability < 1:
-            raise SplitError(f"{one.name} with a probability below 1 would give images of several sizes")
-        if isinstance(one, Resize | RandomResizedCrop) and one.interpolation != "bilinear":
-            raise SplitError(f"{one.name} is {one.interpolation}; loaders resize bilinearly")
-    match crops:
-        case [RandomResizedCrop(size=(height, width)) as only]:
-            _square(only.name, height, width)
-            return "random-resized", height, only.scale, only.ratio, 1.0
-        case [Resize(size=int(shorter)), CenterCrop(size=(height, width))] if shorter >= height:
-            _square("CenterCrop", height, width)
-            return "center", height, (0.25, 1.0), (3 / 4, 4 / 3), height / shorter
-    names = ", ".join(one.name for one in crops) or "none"
-    raise SplitError(
-        f"a loader takes one RandomResizedCrop, or a Resize of the shorter side with a CenterCrop; here: {names}"
-    )
-
-
-def _square(name: str, height: int, width: int) -> None:
-    if height != width:
-        raise SplitError(f"{name} makes {width} x {height} pixels; loaders make squares")
-
-
-def _check_moves(arranged: list[tuple[int, Operation]], most: Swap) -> None:
-    """Raise a SplitError if bringing operations, with their numbers, into an order changes more than allowed."""
-    for (later_number, later), (number, operation) in itertools.combinations(arranged, 2):
-        change = swap(operation, later) if number < later_number else Swap.SAME
+    for before, after, change in _moves(arranged):
         if change > most:
-            raise SplitError(
-                f"{operation.name} stands before {later.name} and cannot be moved behind it: "
-                + ("that would change pixels visibly" if change is Swap.APPROX else "that is another program")
+            raise SplitError(_refusal(before, after, change))
+    for _, operation in between:
+        _check(operation, windows.resolution)
+    normalize = next((o for _, o in tail if isinstance(o, Normalize)), None)
+    mean, std = (normalize.mean, normalize.std) if normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return EngineSplit(
+        Augmentation(
+            crop=windows.crop,
+            scale=windows.scale,
+            ratio=windows.ratio,
+            crop_fraction=windows.crop_fraction,
+            flip=flips[0][1].probability if flips else 0.0,
+            operations=tuple(DeviceOperation(operation, number) for number, operation in between),
+        ),
+        windows.resolution,
+        mean if tail else None,
+        std if tail else None,
+        max((change for _, _, change in _moves(arranged)), default=Swap.SAME),
+        tuple(operation.name for _, operation in crops + flips),
+        tuple(operation.name for _, operation in tail),
+        windows.notes,
+    )
+
+
+def describe(split: EngineSplit) -> list[str]:
+    """Return in lines of words who does what, in order."""
+    lines = [f"{_listed(split.decoded)}: by the loader, while decoding"] if split.decoded else []
+    operations = [one.operation for one in split.augmentation.operations if isinstance(one, DeviceOperation)]
+    for is_own, group in itertools.groupby(operations, lambda operation: isinstance(operation, Untyped)):
+        names = ", ".join(operation.name for operation in group)
+        lines.append(
+            f"{names}: by a call for each image in the training process, which is slow"
+            if is_own
+            else f"{names}: on the device, in batches"
+        )
+    if split.converted:
+        lines.append(f"{', '.join(split.converted)}: on the device, in one pass")
+    return lines + [f"note: {note}" for note in split.notes]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _flips_of_the_loader(rest: list[Numbered], most: Swap) -> list[Numbered]:
+    """Return the first horizontal flip, if it may be done before all else that stands before it."""
+    for place, (_, operation) in enumerate(rest):
+        if isinstance(operation, HorizontalFlip):
+            passes = all(_change(before, operation) <= most for _, before in rest[:place])
+            return [rest[place]] if passes else []
+    return []
+
+
+def _moves(arranged: list[Numbered]) -> list[tuple[Operation, Operation, Swap]]:
+    """Return the pairs that are done the other way round than written, in the order as written, and what it changes."""
+    return [
+        (before, after, _change(before, after))
+        for (after_number, after), (number, before) in itertools.combinations(arranged, 2)
+        if number < after_number
+    ]
+
+
+def _change(before: Operation, after: Operation) -> Swap:
+    """Return what it changes to do ``after`` first, each being drawn for the image that it then gets.
+
+    The device converts at the end, and rounds but once in a turn of the hue or a rotation, so these lose nothing.
+    """
+    if isinstance(after, HorizontalFlip) and not _is_symmetric(before):
+        return Swap.NO
+    if isinstance(before, Erasing) and after.spatial in _CROPS:
+        return Swap.NO
+    if isinstance(before, Rotate90) and isinstance(after, RandomResizedCrop) and before.quarters % 2:
+        return Swap.EXACT if abs(after.ratio[0] * after.ratio[1] - 1) < 1e-3 else Swap.NO
+    change = swap(before, after)
+    converted = before.point in _CONVERSIONS and (after.point is Point.NONLINEAR or after.spatial in ROTATIONS)
+    if before.spatial is Spatial.ANY and isinstance(after, HorizontalFlip):
+        return Swap.EXACT  # what has a direction has either with the same probability
+    return Swap.EXACT if change is Swap.APPROX and converted else change
+
+
+def _is_symmetric(operation: Operation) -> bool:
+    """Return whether what is drawn for mirrored images is distributed as what is drawn, mirrored."""
+    match operation:
+        case Rotation(degrees=(low, high)):
+            return low == -high
+        case Affine():
+            return all(low == -high for low, high in (operation.degrees, operation.shear_x, operation.shear_y))
+        case Together(operations=operations):
+            return all(map(_is_symmetric, operations))
+        case Rotate90(quarters=quarters):
+            return quarters % 2 == 0
+        case PaddedRandomCrop(padding=(left, _, right, _)):
+            return left == right
+    return True
+
+
+def _refusal(before: Operation, after: Operation, change: Swap) -> str:
+    """Return why ``after`` cannot be done first, and what can be done about it."""
+    if after.spatial in _CROPS:
+        stands = f"{before.name} stands before {after.name}, which loaders do first, while they decode"
+        if isinstance(before, Untyped):
+            return (
+                f"{stands}; nothing is known of what it does: put it behind {after.name}, where it gets a tensor of "
+                "uint8 (3, H, W), or leave it out if it converts to RGB, which images are"
             )
+        if isinstance(before, PaddedRandomCrop):
+            return f"{stands}: put it behind {after.name}, its size and padding in pixels of what comes out there"
+        return f"{stands}, and cannot be moved behind it, {_WHY[change]}: put it there if you mean that"
+    if before.point in _CONVERSIONS:
+        stands = f"{after.name} stands behind {before.name}, which the device does last"
+        if isinstance(after, Untyped):
+            return (
+                f"{stands}; nothing is known of what it does: put it before ToTensor, where it gets a tensor of uint8 "
+                "(3, H, W)"
+            )
+        return f"{stands}, and cannot be moved before it, {_WHY[change]}: put it before ToTensor if you mean that"
+    return f"{after.name} stands behind {before.name} and cannot be moved before it, {_WHY[change]}"
+
+
+_WHY = {
+    Swap.EXACT: "where no order may change",
+    Swap.APPROX: "as that would change pixels visibly",
+    Swap.NO: "as that is another program",
+}
+
+
+def _check(operation: Operation, resolution: int) -> None:
+    """Raise a SplitError if the device cannot do an operation to the images that it gets."""
+    problem = why_not(operation)
+    if problem is not None:
+        raise SplitError(f"{operation.name} {problem}")
+    if isinstance(operation, PaddedRandomCrop) and operation.size != (resolution, resolution):
+        height, width = operation.size
+        raise SplitError(
+            f"{operation.name} makes {width} x {height} pixels of {resolution} x {resolution}; with padding, images "
+            f"can only be moved within their size: resize to {width} x {height} before it"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loaders.transforms.cost import Costs
 from loaders.transforms.legality import Swap
 from loaders.transforms.planner import Plan, Pricing
@@ -15,12 +17,19 @@ _CLASSES = {
 }
 
 
-def explain(plan: Plan, costs: Costs | None = None, measured: tuple[float, float] | None = None) -> str:
+def explain(
+    plan: Plan,
+    costs: Costs | None = None,
+    measured: tuple[float, float] | None = None,
+    on_device: Sequence[int] | None = None,
+) -> str:
     """Return some lines on a plan.
 
     Args:
-        costs: of this machine, to say what a move to the device would leave; None leaves that out.
+        costs: of this machine, to say what a move to the device leaves; None leaves that out.
         measured: CPU time of one image before and after, in milliseconds.
+        on_device: numbers, as written, of what is done on the device at the end; None to say what could be done there
+            and while decoding.
     """
     written, arranged = plan.program.operations, plan.operations
     lines = [f"before: {_line(written)}", f"after:  {_line(arranged)}"]
@@ -29,16 +38,19 @@ def explain(plan: Plan, costs: Costs | None = None, measured: tuple[float, float
     if measured is not None:
         change += f", {measured[0]:.2f} -> {measured[1]:.2f} measured"
     lines.append(f"{'; '.join(moved) if moved else 'nothing moved'}: {change}")
-    tail = device_tail(arranged)
-    if tail and costs is not None and len(plan.orders) == 1:
-        left = Pricing(written, costs, plan.size, plan.backend)(plan.orders[0], without=len(tail))
-        saving = f"{plan.cost_after:.2f} -> {left:.2f} cpu-ms predicted"
-        lines.append(f"{_listed([one.name for one in tail])} can be moved to the device: {saving}")
+    numbers = plan.numbers
+    tail = numbers[len(numbers) - len(device_tail(arranged)) :] if on_device is None else tuple(on_device)
+    if tail and costs is not None:
+        order = (*(number for number in numbers if number not in tail), *tail)
+        left = Pricing(written, costs, plan.size, plan.backend)(order, without=len(tail))
+        names = _listed([written[number].name for number in tail]) + " can be" * (on_device is None)
+        lines.append(f"{names} moved to the device: {plan.cost_after:.2f} -> {left:.2f} cpu-ms predicted")
     if plan.swap is Swap.EXACT:
         lines.append(f"{_CLASSES[plan.swap]}: at most {plan.tolerance:.1f} levels of 255")
     elif moved:
         lines.append(_CLASSES[plan.swap])
-    lines += fusions(arranged)
+    if on_device is None:
+        lines += fusions(arranged)
     return "\n".join(lines)
 
 

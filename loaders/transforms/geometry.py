@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.device import Color
 from loaders.transforms import steps
-from loaders.transforms.steps import Box, Interpolation, Size, Step
+from loaders.transforms.steps import Border, Box, Interpolation, RotationInterpolation, Size, Step
 from loaders.transforms.types import ATTEMPTS, Operation, Range, Spatial, between, check_rising
 
 
@@ -48,19 +48,63 @@ class Rotate90(Operation):
 
 @dataclass(frozen=True)
 class Rotation(Operation):
-    """Rotate by an angle in degrees, drawn evenly, bilinearly, within the frame; the corners get a color."""
+    """Rotate by an angle in degrees, drawn evenly, within the frame; the corners get a color."""
 
     degrees: Range
     fill: Color = (0.0, 0.0, 0.0)
+    interpolation: RotationInterpolation = "bilinear"
     spatial = Spatial.ROTATE
     draws_parameters = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_color(self.name, self.fill)
+        check_color(self.name, self.fill)
 
     def step(self, uniforms: np.ndarray, size: Size) -> Step:
-        return steps.Rotate(between(self.degrees, uniforms[0]), self.fill)
+        return steps.Rotate(between(self.degrees, uniforms[0]), self.fill, self.interpolation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Operation):
+    """Rotate, shear, scale and move within the frame, all about its center; what comes in from outside gets a color.
+
+    Attributes:
+        degrees: range of the rotation, clockwise, unlike that of `Rotation`.
+        translation: largest move across and down, as fractions of width and height; whole pixels are drawn.
+        scale: range of the enlargement.
+        shear_x, shear_y: ranges of the shears, degrees.
+    """
+
+    degrees: Range = (0.0, 0.0)
+    translation: tuple[float, float] = (0.0, 0.0)
+    scale: Range = (1.0, 1.0)
+    shear_x: Range = (0.0, 0.0)
+    shear_y: Range = (0.0, 0.0)
+    fill: Color = (0.0, 0.0, 0.0)
+    interpolation: RotationInterpolation = "bilinear"
+    spatial = Spatial.AFFINE
+    draws_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_color(self.name, self.fill)
+        check_rising(f"{self.name}: scale", self.scale, 1e-6)
+        if not all(0 <= fraction <= 1 for fraction in self.translation):
+            raise ValueError(f"{self.name}: translations must be in [0, 1], got {self.translation}")
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        moves = [
+            round((2 * uniform - 1) * fraction * length)
+            for uniform, fraction, length in zip(uniforms[1:3], self.translation, size[::-1], strict=True)
+        ]
+        return steps.Affine(
+            between(self.degrees, uniforms[0]),
+            (moves[0], moves[1]),
+            between(self.scale, uniforms[3]),
+            (between(self.shear_x, uniforms[4]), between(self.shear_y, uniforms[5])),
+            self.fill,
+            self.interpolation,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +147,43 @@ class RandomCrop(Operation):
         height, width = _inside(self.name, self.size, size)
         left = math.floor(uniforms[0] * (size[1] - width + 1))
         return steps.Crop(Box(left, math.floor(uniforms[1] * (size[0] - height + 1)), width, height))
+
+
+@dataclass(frozen=True)
+class PaddedRandomCrop(Operation):
+    """Cut out a window at a random place of the image with a border around it.
+
+    Attributes:
+        padding: width of the border: left, top, right, bottom, pixels.
+        border: a color, or the image reflected about its outermost pixels.
+        fill: the color, in fractions of white.
+    """
+
+    size: Size
+    padding: tuple[int, int, int, int]
+    border: Border = "constant"
+    fill: Color = (0.0, 0.0, 0.0)
+    spatial = Spatial.PADDED_CROP
+    draws_parameters = True
+
+    @property
+    def name(self) -> str:
+        return "RandomCrop with padding"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_color(self.name, self.fill)
+        if min(self.padding) < 0:
+            raise ValueError(f"{self.name}: the padding must not be negative, got {self.padding}")
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        left, top, right, bottom = self.padding
+        if self.border == "reflect" and (max(left, right) >= size[1] or max(top, bottom) >= size[0]):
+            raise ValueError(f"{self.name}: an image of {size[1]} x {size[0]} cannot be reflected so far")
+        padded = size[0] + top + bottom, size[1] + left + right
+        height, width = _inside(self.name, self.size, padded)
+        x, y = math.floor(uniforms[0] * (padded[1] - width + 1)), math.floor(uniforms[1] * (padded[0] - height + 1))
+        return steps.PaddedCrop(Box(x - left, y - top, width, height), self.border, self.fill)
 
 
 def _inside(name: str, window: Size, size: Size) -> Size:
@@ -181,7 +262,7 @@ class Erasing(Operation):
         super().__post_init__()
         check_rising(f"{self.name}: scale", self.scale, 0, 1)
         check_rising(f"{self.name}: ratio", self.ratio, 1e-6)
-        _check_color(self.name, self.fill)
+        check_color(self.name, self.fill)
 
     def step(self, uniforms: np.ndarray, size: Size) -> Step:
         height, width = size
@@ -196,6 +277,7 @@ class Erasing(Operation):
         return steps.Erase(Box(0, 0, 0, 0), self.fill)
 
 
-def _check_color(name: str, color: Color) -> None:
+def check_color(name: str, color: Color) -> None:
+    """Raise a ValueError unless a color is three fractions of white."""
     if len(color) != 3 or not all(0 <= value <= 1 for value in color):
         raise ValueError(f"{name}: the fill must be red, green and blue in [0, 1], got {color}")

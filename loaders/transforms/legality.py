@@ -11,7 +11,16 @@ import itertools
 from collections.abc import Sequence
 from enum import IntEnum
 
-from loaders.transforms.geometry import Erasing, GaussianBlur, RandomResizedCrop, Resize, Rotation
+from loaders.transforms.geometry import (
+    Affine,
+    Erasing,
+    GaussianBlur,
+    PaddedRandomCrop,
+    RandomResizedCrop,
+    Resize,
+    Rotate90,
+    Rotation,
+)
 from loaders.transforms.program import Untyped
 from loaders.transforms.types import Operation, Point, Spatial
 from loaders.transforms.values import Brightness, Contrast, Grayscale, Hue, Invert, Saturation
@@ -31,6 +40,7 @@ _BYTE_ERRORS: dict[type[Operation], float] = {
     Resize: 1.5,  # two passes, and weights of few bits
     RandomResizedCrop: 1.5,
     Rotation: 1.0,
+    Affine: 1.0,
     GaussianBlur: 1.0,
     Brightness: 1.0,
     Contrast: 2.0,  # the mean's fraction goes, too
@@ -38,14 +48,17 @@ _BYTE_ERRORS: dict[type[Operation], float] = {
     Hue: 1.5,
     Grayscale: 1.0,
     Erasing: 0.5,
+    PaddedRandomCrop: 0.5,
 }
 _PILLOW_ERRORS: dict[type[Operation], float] = {Hue: 14.0}  # its HSV has 8 bits, the hue among them
+ROTATIONS = (Spatial.ROTATE, Spatial.AFFINE)
+_COLORED = (*ROTATIONS, Spatial.PADDED_CROP, Spatial.ERASE)
 _FLOAT_ERROR = 0.02  # what float32 loses in any operation, in levels
 
 
 def swap(first: Operation, second: Operation) -> Swap:
     """Return what it changes to do the second operation first."""
-    if isinstance(first, Untyped) or isinstance(second, Untyped):
+    if isinstance(first, Untyped) or isinstance(second, Untyped) or Spatial.ANY in (first.spatial, second.spatial):
         return Swap.NO
     if first.spatial is not Spatial.NONE and second.spatial is not Spatial.NONE:
         return _both_spatial(first, second)
@@ -60,7 +73,9 @@ def _both_spatial(first: Operation, second: Operation) -> Swap:
         return Swap.SAME
     if Spatial.PERMUTE in kinds:
         (other,) = kinds - {Spatial.PERMUTE}
-        return Swap.SAME if other in (Spatial.CROP, Spatial.ERASE) else Swap.EXACT
+        if other is Spatial.AFFINE and (isinstance(first, Rotate90) or isinstance(second, Rotate90)):
+            return Swap.NO
+        return Swap.SAME if other in (Spatial.CROP, Spatial.PADDED_CROP, Spatial.ERASE) else Swap.EXACT
     if kinds == {Spatial.CROP, Spatial.ERASE}:
         return Swap.SAME
     return Swap.NO
@@ -71,14 +86,14 @@ def _mixed(spatial: Operation, point: Operation) -> Swap:
     kind = spatial.spatial
     if kind is Spatial.PERMUTE:
         return Swap.EXACT if point.uses_statistics else Swap.SAME
-    if kind is Spatial.CROP:
+    if kind is Spatial.CROP or (isinstance(spatial, PaddedRandomCrop) and spatial.border == "reflect"):
         return Swap.NO if point.uses_statistics else Swap.SAME
     if point.point is Point.DISCONTINUOUS:
         return Swap.NO
-    if kind in (Spatial.ERASE, Spatial.ROTATE):  # the color that they bring would have to pass the other as well
+    if kind in _COLORED:  # the color that they bring would have to pass the other as well
         if point.point not in (Point.TO_FLOAT, Point.NORMALIZE):
             return Swap.NO
-        return Swap.EXACT if kind is Spatial.ERASE else Swap.APPROX  # backends blend a rotated edge differently
+        return Swap.APPROX if kind in ROTATIONS else Swap.EXACT  # backends blend a rotated edge differently
     if point.uses_statistics:
         return Swap.APPROX if kind is Spatial.RESIZE else Swap.NO
     if point.point is Point.NORMALIZE:
@@ -117,7 +132,7 @@ def classify(operations: Sequence[Operation], order: Sequence[int], backend: str
     """
     worst = Swap.SAME
     places = {number: place for place, number in enumerate(order)}
-    jumps = [number for number, operation in enumerate(operations) if operation.point is Point.DISCONTINUOUS]
+    jumps = [number for number, operation in enumerate(operations) if operation.has_jumps]
     for number, later in itertools.combinations(range(len(operations)), 2):
         if places[later] > places[number]:
             continue

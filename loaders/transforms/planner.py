@@ -68,6 +68,7 @@ def plan(
     size: Size = TYPICAL_SIZE,
     backend: str = "torchvision",
     mode: Reorder = "exact",
+    chosen: Sequence[Order] | None = None,
 ) -> Plan:
     """Choose the order of a program.
 
@@ -77,18 +78,22 @@ def plan(
         backend: of ``loaders.transforms.apply.BACKENDS``.
         mode: ``exact`` allows what changes nothing beyond rounding, ``approx`` also what changes pixels at edges and
             where values clip, ``off`` nothing.
+        chosen: the orders, where they were chosen before; None to choose them.
     """
     orders: list[Order] = []
     worst, error = Swap.SAME, 0.0
     before = after = 0.0
     is_float, at = False, size
-    for segment in program.segments():
+    for place, segment in enumerate(program.segments()):
         operations = [program.operations[number] for number in segment]
         written = tuple(range(len(operations)))
         price = Pricing(operations, costs, at, backend, is_float)
         later = program.operations[segment.stop :]
-        rounds = mode == "approx" or not any(operation.point is Point.DISCONTINUOUS for operation in later)
-        best = written if mode == "off" else cheapest(operations, price, _ALLOWED[mode] if rounds else Swap.SAME)
+        rounds = mode == "approx" or not any(operation.has_jumps for operation in later)
+        if chosen is not None:
+            best = chosen[place]
+        else:
+            best = written if mode == "off" else cheapest(operations, price, _ALLOWED[mode] if rounds else Swap.SAME)
         orders.append(best)
         worst = max(worst, classify(operations, best, backend))
         error = error * math.prod(operation.gain for operation in operations) + tolerance(operations, best, backend)
@@ -200,8 +205,8 @@ def by_rank(operations: Sequence[Operation], price: Pricing, most: Swap) -> Orde
         for place in range(len(order) - 1):
             first, second = order[place : place + 2]
             exchanged = (*order[:place], second, first, *order[place + 2 :])
-            if price.rank(second, size, is_float) < price.rank(first, size, is_float) and (
-                classify(operations, exchanged, price.backend) <= most
+            if classify(operations, exchanged, price.backend) <= most and (
+                price.rank(second, size, is_float) < price.rank(first, size, is_float)
             ):
                 order[place : place + 2] = second, first
                 moved = True

@@ -10,7 +10,7 @@ import numpy as np
 
 from loaders.transforms import steps
 from loaders.transforms.steps import Size, Step
-from loaders.transforms.types import Operation, Point
+from loaders.transforms.types import Operation, Point, Spatial
 from loaders.transforms.values import Normalize
 
 
@@ -19,9 +19,13 @@ class Untyped(Operation):
     """A function of the user's, of which nothing is known: nothing moves across it.
 
     It takes and returns an image of RGB as the backend has it at this place: a PIL image or a tensor (3, H, W).
+
+    Attributes:
+        reason: what of one of torchvision's transforms no typed operation can do; empty for other functions.
     """
 
     function: Callable[[Any], Any]
+    reason: str = ""
 
     @property
     def name(self) -> str:
@@ -36,7 +40,7 @@ class Program:
     """A transform list, for RGB images of bytes.
 
     Raises:
-        ValueError: it normalizes bytes, or converts or normalizes twice.
+        ValueError: it normalizes bytes, converts or normalizes twice, or does to them later what is for bytes alone.
     """
 
     operations: tuple[Operation, ...]
@@ -48,6 +52,9 @@ class Program:
                 raise ValueError(f"the program {kind.value} more than once")
         if Point.NORMALIZE in names and Point.TO_FLOAT not in names[: names.index(Point.NORMALIZE)]:
             raise ValueError("Normalize takes floating-point pixels: put ToFloat before it")
+        for operation in self.operations[names.index(Point.TO_FLOAT) if Point.TO_FLOAT in names else len(names) :]:
+            if operation.spatial is Spatial.ANY:
+                raise ValueError(f"{operation.name} takes bytes: put it before ToFloat")
 
     def __len__(self) -> int:
         return len(self.operations)

@@ -14,6 +14,8 @@ from kernels.device import Color
 
 Size = tuple[int, int]
 Interpolation = Literal["bilinear", "bicubic"]
+RotationInterpolation = Literal["nearest", "bilinear"]
+Border = Literal["constant", "reflect"]
 
 
 class Box(NamedTuple):
@@ -93,6 +95,24 @@ class Crop(Step):
 
 
 @dataclass(frozen=True)
+class PaddedCrop(Step):
+    """Cut out a box of whole pixels, what is outside the image being a color or the image reflected."""
+
+    box: Box
+    border: Border = "constant"
+    fill: Color = (0.0, 0.0, 0.0)
+
+    def output_size(self, size: Size) -> Size:
+        return int(self.box.height), int(self.box.width)
+
+    def mirrored(self, horizontally: bool, size: Size) -> Self:
+        return replace(self, box=self.box.mirrored(horizontally, size))
+
+    def turned(self, quarters: int, size: Size) -> Self:
+        return replace(self, box=self.box.turned(quarters, size))
+
+
+@dataclass(frozen=True)
 class Resize(Step):
     """Resize the whole image, antialiased."""
 
@@ -154,9 +174,34 @@ class Rotate(Step):
 
     degrees: float
     fill: Color = (0.0, 0.0, 0.0)
+    interpolation: RotationInterpolation = "bilinear"
 
     def mirrored(self, horizontally: bool, size: Size) -> Self:
         return replace(self, degrees=-self.degrees)
+
+
+@dataclass(frozen=True)
+class Affine(Step):
+    """Rotate, shear, scale and move the image about its center within its frame, as torchvision's ``affine``.
+
+    Attributes:
+        degrees: of the rotation, clockwise.
+        translation: pixels to the right and down.
+        shear: degrees, across and down.
+    """
+
+    degrees: float
+    translation: tuple[int, int]
+    scale: float
+    shear: tuple[float, float]
+    fill: Color = (0.0, 0.0, 0.0)
+    interpolation: RotationInterpolation = "bilinear"
+
+    def mirrored(self, horizontally: bool, size: Size) -> Self:
+        right, down = self.translation
+        translation = (-right, down) if horizontally else (right, -down)
+        shear = (-self.shear[0], -self.shear[1])
+        return replace(self, degrees=-self.degrees, translation=translation, shear=shear)
 
 
 @dataclass(frozen=True)
@@ -262,6 +307,48 @@ class Posterize(Step):
     """Keep the uppermost bits of each byte."""
 
     bits: int
+
+
+@dataclass(frozen=True)
+class Sharpness(Step):
+    """Blend with a smoothed image; the outermost pixels stay."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Autocontrast(Step):
+    """Stretch each channel to the full range."""
+
+
+@dataclass(frozen=True)
+class Equalize(Step):
+    """Equalize each channel's histogram."""
+
+
+@dataclass(frozen=True)
+class Several(Step):
+    """Do some steps, all of which keep the image's size."""
+
+    steps: tuple[Step, ...]
+
+    def cost_key(self) -> str:
+        return " + ".join(step.cost_key() for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Change(Step):
+    """Do operations of loaders.operations, each with its parameters, to bytes.
+
+    Attributes:
+        name: of the operation that drew them.
+    """
+
+    name: str
+    changes: tuple[tuple[Callable[[Any, Any], Any], tuple[float, ...]], ...]
+
+    def cost_key(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Parameters and their distributions are those of ``torchvision.transforms.v2``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -19,10 +20,8 @@ from loaders.transforms.steps import Size, Step
 
 Range = tuple[float, float]
 
-_FIRST_STREAM = (
-    256  # of the generator; operation n draws from this one plus n. Those of kernels.random.Stream are below
-)
-_DRAWS = 44  # for each random operation: whether it happens, and at most ten attempts of four
+FIRST_STREAM = 256  # of the generator; operation n draws from this one plus n. Those of kernels.random.Stream are below
+DRAWS = 44  # for each random operation: whether it happens, and at most ten attempts of four
 ATTEMPTS = 10
 
 
@@ -32,11 +31,14 @@ class Spatial(Enum):
     NONE = "none"
     PERMUTE = "permutes pixels"
     CROP = "cuts out"
+    PADDED_CROP = "pads and cuts out"
     RESIZE = "resizes"
     RESIZED_CROP = "cuts out and resizes"
     ROTATE = "rotates"
+    AFFINE = "rotates, moves, scales and shears"
     FILTER = "mixes neighbors"
     ERASE = "erases"
+    ANY = "does anything"
 
 
 class Point(Enum):
@@ -52,7 +54,7 @@ class Point(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operation:
+class Operation(ABC):
     """One entry of a transform list.
 
     Attributes:
@@ -81,6 +83,11 @@ class Operation:
         return Point.NONE
 
     @property
+    def has_jumps(self) -> bool:
+        """Whether a level more or less before it can be many behind it."""
+        return self.point is Point.DISCONTINUOUS or self.spatial is Spatial.ANY
+
+    @property
     def is_random(self) -> bool:
         return self.draws_parameters or self.probability < 1
 
@@ -89,6 +96,7 @@ class Operation:
         """By how much it can enlarge the largest difference between two images."""
         return 1.0
 
+    @abstractmethod
     def step(self, uniforms: np.ndarray, size: Size) -> Step:
         """Return what is done to an image.
 
@@ -96,7 +104,6 @@ class Operation:
             uniforms: float64 draws in [0, 1).
             size: of the image as it comes to this operation.
         """
-        raise NotImplementedError
 
     def draw(self, seed: int, epoch: int, index: int, number: int, size: Size) -> Step:
         """Draw what is done to an image, if anything.
@@ -108,17 +115,17 @@ class Operation:
         """
         if not self.is_random:
             return self.step(np.empty(0), size)
-        uniforms = np.empty(_DRAWS)
-        _fill(np.uint64(seed), epoch, index, _FIRST_STREAM + number, uniforms)
+        uniforms = np.empty(DRAWS)
+        _fill(np.uint64(seed), epoch, np.uint64(index), FIRST_STREAM + number, uniforms)
         return self.step(uniforms[1:], size) if uniforms[0] < self.probability else steps.Skip()
 
     def typical(self, size: Size) -> Step:
         """Return what is done to an image when it happens, all draws in the middle."""
-        return self.step(np.full(_DRAWS - 1, 0.5), size)
+        return self.step(np.full(DRAWS - 1, 0.5), size)
 
 
 @njit(cache=True, nogil=True)
-def _fill(seed: np.uint64, epoch: int, key: int, stream: int, out: np.ndarray) -> None:
+def _fill(seed: np.uint64, epoch: int, key: np.uint64, stream: int, out: np.ndarray) -> None:
     for block in range(len(out) // 4):
         words = philox(seed, epoch, key, stream, block)
         for lane in range(4):

@@ -9,7 +9,7 @@ import numpy as np
 from kernels.device import Color
 from loaders.transforms import steps
 from loaders.transforms.steps import Size, Step
-from loaders.transforms.types import Operation, Point, Range, between, check_rising
+from loaders.transforms.types import Operation, Point, Range, Spatial, between, check_rising
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,42 @@ class Posterize(Operation):
 
     def step(self, uniforms: np.ndarray, size: Size) -> Step:
         return steps.Posterize(self.bits)
+
+
+@dataclass(frozen=True)
+class Sharpness(Operation):
+    """Blend with a smoothed image, for bytes: 0 smooths, 1 changes nothing, more sharpens."""
+
+    factor: float
+    spatial = Spatial.ANY
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor < 0:
+            raise ValueError(f"{self.name}: the factor must not be negative, got {self.factor}")
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Sharpness(self.factor)
+
+
+@dataclass(frozen=True)
+class Autocontrast(Operation):
+    """Stretch each channel to the full range, for bytes."""
+
+    spatial = Spatial.ANY
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Autocontrast()
+
+
+@dataclass(frozen=True)
+class Equalize(Operation):
+    """Equalize each channel's histogram, for bytes."""
+
+    spatial = Spatial.ANY
+
+    def step(self, uniforms: np.ndarray, size: Size) -> Step:
+        return steps.Equalize()
 
 
 def color_jitter(
