@@ -113,7 +113,7 @@ SECTIONS = {
     ),
     "tuner": Section(
         "tuner",
-        "--loaders torch,dali,roi --rounds 3",
+        "--loaders torch,dali,roi --seconds 5 --rounds 2 --options '--threads 1'",
         "--loaders torch --cores 1 --num-workers 1 --situations loading --limit-train 64 --seconds 1 "
         "--settling 1 --rounds 1",
         minutes=28,

@@ -142,7 +142,7 @@ class Climb:
             needed = math.ceil((1 - WAIT_TOLERATED) * kept / max(1 - seen.waiting, 1e-3))
             self._tried = max(kept + 1, min(self._most, needed))
             return self._go(self._tried, reason)
-        self._most = self._tried = kept
+        self._tried = kept
         fewer = kept // 2
         if self._too_few:  # were all of a jump's workers as good as those before it, so many would bring the same rate
             fewer = math.ceil((1 - WAIT_TOLERATED) * self._too_few * seen.rate / self._best(self._too_few).rate)
@@ -153,6 +153,7 @@ class Climb:
             is_certain = self.workers == kept and sum(map(len, self._windows.values())) > 1
         if not is_certain:
             return None if self.workers == kept else self._go(kept, reason)
+        self._most = kept
         self.settled = fewer >= kept
         self._tried = min(fewer, kept)
         return self._go(self._tried, reason)

@@ -191,7 +191,7 @@ def test_approximations_are_done_and_said() -> None:
         ((PADDED, Resize((64, 64))), "put it behind Resize"),
         ((Resize((64, 64)), PADDED), "makes 32 x 32 pixels of 64 x 64"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(one.name for one in value),
 )
 def test_what_cannot_be_done_is_named(operations: tuple[Operation, ...], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):

@@ -112,6 +112,11 @@ def test_a_slow_model_is_looked_at_twice_and_keeps_one_worker() -> None:
     assert climb.settled
 
 
+def test_a_first_window_in_which_nothing_waited_by_chance_decides_nothing() -> None:
+    climb = Climb(1, 2)
+    assert decisions(climb, (90, 0.02), (100, 0.2)) == [None, (2, "20% of the time waited for data at 100 images/s")]
+
+
 def test_a_gain_that_is_clear_needs_one_look() -> None:
     climb = Climb(1, 2)
     assert decisions(climb, (300, 0.6), (420, 0.4)) == [
