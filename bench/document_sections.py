@@ -50,7 +50,7 @@ SECTIONS = {
     ),
     "num-workers": Section(
         "num_workers",
-        "--loaders torch,dali,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 2 --rounds 3",
+        "--loaders torch,dali,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 2 --rounds 2",
         "--loaders torch --num-workers 0,1 --resolutions 32 --batch-size 32 --train cifar_resnet10 --seconds 0.5 "
         "--rounds 1",
         charts=(0, 2),
@@ -90,7 +90,8 @@ SECTIONS = {
     ),
     "transform-training": Section(
         "transform_training",
-        "--loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 --epochs 4 --rounds 3",
+        "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 8 "
+        "--rounds 4",
         f"--loaders torch --resolutions 32 --epochs 1 --rounds 1 {_SMALL}",
         minutes=10,
         keeps_runs=True,
@@ -106,17 +107,17 @@ SECTIONS = {
     "data-stall": Section(
         "training",
         "--experiment stall --loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 "
-        "--stall-epochs 4 --rounds 3",
+        "--stall-epochs 4 --rounds 2",
         f"--experiment stall --loaders torch --resolutions 32 --stall-epochs 1 --rounds 1 {_SMALL}",
         minutes=6,
         keeps_runs=True,
     ),
     "tuner": Section(
         "tuner",
-        "--loaders torch,dali,roi --seconds 5 --rounds 2 --options '--threads 1'",
+        "--loaders torch,dali,roi --seconds 5 --rounds 3 --options '--threads 1'",
         "--loaders torch --cores 1 --num-workers 1 --situations loading --limit-train 64 --seconds 1 "
         "--settling 1 --rounds 1",
-        minutes=28,
+        minutes=20,
         keeps_runs=True,
     ),
     "predictions": Section(
@@ -128,7 +129,7 @@ SECTIONS = {
     ),
     "schedules": Section(
         "training",
-        "--data demo --experiment schedules --loaders torch --model resnet10t --schedules 64 48,64 32,48,64 --epochs 8 "
+        "--data demo --experiment schedules --loaders torch --model resnet10t --schedules 64 48,64 32,48,64 --epochs 6 "
         "--seeds 0,1,2 --limit-train 1000 --limit-val 500 --num-workers 1",
         f"--data demo --experiment schedules --loaders torch --schedules 40 32,40 --epochs 2 --seeds 0 {_SMALL}",
         data="",
