@@ -91,7 +91,7 @@ SECTIONS = {
     "transform-training": Section(
         "transform_training",
         "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 8 "
-        "--rounds 4",
+        "--rounds 10",
         f"--loaders torch --resolutions 32 --epochs 1 --rounds 1 {_SMALL}",
         minutes=10,
         keeps_runs=True,
