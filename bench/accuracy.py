@@ -13,9 +13,7 @@ import argparse
 import math
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +31,16 @@ from bench.options import (
     shown_command,
 )
 from bench.page import Section
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from bench.training_charts import Dots, dot_chart
 from bench.training_curves import Statistics
 from bench.training_options import add_engine, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, RunError, Runner
+from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.variants import USUAL_LOADERS
 from engine.command import load_config
-from engine.values import ConfigError
-from loaders.contract import LoaderError
 
 Runs = Mapping[str, Sequence[Run]]  # of each loader, one for each seed
 
@@ -208,27 +205,15 @@ def run(options: argparse.Namespace) -> list[Report]:
         reports[:] = [report(results(runs, outcomes), machine)]
         write_reports(options, "Accuracy by loader", reports, machine)
 
-    with ExitStack() as stack:
-        root = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-accuracy-")))
-        runner = Runner(root.expanduser().resolve(), machine)
+    with runs_folder(options.output, "accuracy") as root:
+        runner = Runner(root, machine)
         runner.make("accuracy", list(zip(*runs.values(), strict=True)), save)
     return reports
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs, print the table, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        reports = run(options)
-    except (ConfigError, LoaderError, OSError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = f"; finished runs are kept in {options.output}" if options.output else ""
-        print(f"stopped{kept}", file=sys.stderr)
-        return 130
-    print_reports(reports, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

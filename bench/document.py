@@ -23,15 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/document.py`
 
 from bench.document_sections import SECTIONS, Section
-from bench.measure import CellError
 from bench.options import command_line, listed
 from bench.pictures import write_picture
+from bench.program import ERRORS
 from bench.reports import Report, disturbance, legends, records_of
 from bench.resources import describe_machine
-from bench.training_runs import RunError
-from bench.variants import PREPARATION_ERRORS
 from engine.values import ConfigError
-from engine.weights import ModelError
 from loaders.files import atomic_file
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -39,7 +36,6 @@ SOURCES = {
     "data": "a folder of photos, demo, or a known data set's name",
     "imagenette": "a folder of photos with train and val, such as Imagenette, for whole training runs",
 }
-ERRORS = (*PREPARATION_ERRORS, CellError, ConfigError, ModelError, OSError, RunError)
 
 
 def module_of(section: Section) -> ModuleType:

@@ -32,7 +32,8 @@ from bench.measure import Spread
 from bench.options import add_device, add_reports, command_line, listed, not_negative, positive, shown_command
 from bench.page import Section
 from bench.peers import MEAN, STD
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine, tree_resident_mb
 from bench.tables import Sheet
 from engine.checkpoint import Position
@@ -46,7 +47,7 @@ from loaders.augment import PRESETS
 from loaders.bad_samples import BadSamples
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.opening import DataError, open_data
+from loaders.opening import open_data
 from loaders.plan import EpochPlan, View
 from loaders.registry import LOADER_NAMES, create_loader
 from loaders.transfer import Transfer
@@ -192,17 +193,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Observe, print the table, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/num_workers.py`
 
-from bench.measure import CellError, measure, progress_bar, turns
+from bench.measure import measure, progress_bar, turns
 from bench.options import (
     add_loaders,
     add_measuring,
@@ -28,16 +28,15 @@ from bench.options import (
     not_negative,
     positive,
     shown_command,
-    stopped,
 )
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.throughput import long_epoch
-from bench.variants import OWN_LOADERS, PREPARATION_ERRORS, prepare, without_records
+from bench.variants import OWN_LOADERS, prepare, without_records
 from bench.worker_cells import Setting, cell
 from bench.worker_results import Result, reports
 from engine.model import create_model
-from engine.weights import ModelError
 from loaders.cores import usable_cores
 from loaders.opening import open_data
 
@@ -109,17 +108,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables and what they say, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except (*PREPARATION_ERRORS, ModelError, CellError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(stopped(options), file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

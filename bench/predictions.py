@@ -16,7 +16,6 @@ import json
 import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,16 +27,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 from bench.charts import Bar, bar_chart
 from bench.measure import Spread
-from bench.options import add_reports, command_line, listed, not_negative, positive, seconds, shown_command, stopped
+from bench.options import add_reports, command_line, listed, not_negative, positive, seconds, shown_command
 from bench.page import Section
 from bench.prediction_cases import CASES, Bench, Case, Predicted, make_photos
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
-from bench.training_runs import RunError
+from bench.training_runs import runs_folder
 from engine.roofline import LIMIT_NAMES
-from engine.values import ConfigError
-from loaders.opening import DataError, open_data
+from loaders.opening import open_data
 
 TOLERANCE = 0.2  # of the measured rate
 HEADINGS = (
@@ -234,11 +233,11 @@ def run(options: argparse.Namespace) -> list[Report]:
     data = str(folder.resolve()) if folder.is_dir() else options.data
     dataset = open_data(data).train
     machine, found = describe_machine(), list[Report]()
-    with tempfile.TemporaryDirectory(prefix="headrace-predictions-") as root:
+    with runs_folder(None, "predictions") as root:
         if any(case.photos for case in cases):
-            make_photos(dataset, Path(root) / "photos")
+            make_photos(dataset, root / "photos")
         bench = Bench(
-            Path(root),
+            root,
             data,
             float(dataset.sizes.mean()),
             options.threads,
@@ -257,17 +256,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except (ConfigError, DataError, OSError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(stopped(options), file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

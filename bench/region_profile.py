@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 from bench.options import add_reports, command_line, listed, positive, shown_command
 from bench.peers import FLIP, RATIO, SCALE
+from bench.program import run_program
 from bench.region_profile_results import Profile, Times, report
-from bench.reports import Report, print_reports, write_reports
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
-from bench.variants import PLAIN, PREPARATION_ERRORS, prepare, why_missing
+from bench.variants import PLAIN, prepare, why_missing
 from kernels.checksum import xxh64
 from kernels.color import ycbcr_to_rgb
 from kernels.files import close_file, file_size, open_file, read_at
@@ -297,17 +298,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except PREPARATION_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

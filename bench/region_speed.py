@@ -28,15 +28,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 from bench.charts import Bar, Key, bar_chart
 from bench.measure import CellError, Spread, measure, progress_bar, turns
-from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command, stopped
+from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command
 from bench.page import Section
 from bench.peers import Output, Work
+from bench.program import run_program
 from bench.region_targets import GROWTH, GROWTH_AIM_MB, GROWTH_BAR_MB, MEMORY, RUNS, TARGETS, Row, Side, Target
-from bench.reports import Report, print_reports, write_reports
+from bench.reports import Report, write_reports
 from bench.resources import MEGABYTE, describe_machine
 from bench.tables import Sheet
 from bench.throughput import OUTPUTS, Result, cell, long_epoch, own_images
-from bench.variants import PREPARATION_ERRORS, prepare
+from bench.variants import prepare
 from loaders.dataset import ImageDataset
 from loaders.opening import DataError, open_data
 from loaders.packed import PackedDataset
@@ -222,17 +223,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except (*PREPARATION_ERRORS, CellError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(stopped(options), file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

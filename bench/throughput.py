@@ -31,7 +31,6 @@ from bench.bytes_read import bytes_per_image
 from bench.measure import (
     Batches,
     Cell,
-    CellError,
     Ratio,
     measure,
     progress_bar,
@@ -47,15 +46,14 @@ from bench.options import (
     not_negative,
     positive,
     shown_command,
-    stopped,
 )
 from bench.peers import FLIP, MEAN, PEERS, RATIO, SCALE, STD, Images, Output, Work, is_installed
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.throughput_results import Result, reports, run_of
 from bench.variants import (
     OWN_LOADERS,
-    PREPARATION_ERRORS,
     open_loader,
     prepare,
     without_records,
@@ -207,17 +205,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except (*PREPARATION_ERRORS, CellError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(stopped(options), file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -28,7 +26,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/training.py`
 
 from bench import training_loop, training_schedules, training_stall
-from bench.measure import CellError
 from bench.options import (
     add_measuring,
     add_reports,
@@ -39,14 +36,14 @@ from bench.options import (
     positive,
     shown_command,
 )
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.training_options import add_engine, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, RunError, Runner
+from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.variants import USUAL_LOADERS
 from engine.command import load_config
 from engine.values import ConfigError, Target, parse_target
-from loaders.contract import LoaderError
 
 _USUAL_SCHEDULES = ((96,), (64, 96), (64, 80, 96))
 
@@ -194,9 +191,8 @@ def run(options: argparse.Namespace) -> list[Report]:
     check(options)
     reports: dict[str, Report] = {}
     machine = describe_machine()
-    with ExitStack() as stack:
-        root = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-training-")))
-        runner = Runner(root.expanduser().resolve(), machine)
+    with runs_folder(options.output, "training") as root:
+        runner = Runner(root, machine)
         for name in options.experiment:
 
             def save(report: Report, name: str = name) -> None:
@@ -209,18 +205,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        reports = run(options)
-    except (CellError, ConfigError, LoaderError, OSError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = f"; finished runs are kept in {options.output}" if options.output else ""
-        print(f"stopped{kept}", file=sys.stderr)
-        return 130
-    print_reports(reports, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/training_loop.py`
 
 from bench.charts import Bar, bar_chart
-from bench.measure import Batches, Cell, CellError, Measurement, Ratio, measure
+from bench.measure import Batches, Cell, Measurement, Ratio, measure
 from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command
 from bench.page import Section
 from bench.peers import MEAN, STD
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from engine.checkpoint import Position
@@ -237,17 +238,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except CellError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,6 +255,35 @@ class Runner:
         with atomic_file(folder / MEASURED) as temporary:
             temporary.write_text(json.dumps(measured, indent=2) + "\n")
         return _read(path, measured)
+
+
+@contextmanager
+def runs_folder(named: Path | None, program: str) -> Iterator[Path]:
+    """Yield the folder of a benchmark's runs.
+
+    Args:
+        named: a folder, in which finished runs are kept; None for a temporary one, which goes with the benchmark, but
+            stays after a RunError, as the log is in it.
+        program: name of the benchmark.
+    """
+    if named:
+        folder = named.expanduser().resolve()
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            print(f"finished runs are kept in {folder}", file=sys.stderr)
+            raise
+        return
+    folder = Path(tempfile.mkdtemp(prefix=f"headrace-{program}-")).resolve()
+    has_failed = False
+    try:
+        yield folder
+    except RunError:
+        has_failed = True
+        raise
+    finally:
+        if not has_failed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/transform_order.py`
 
 from bench import transform_check, transform_dali
-from bench.options import add_reports, command_line, listed, positive, shown_command, stopped
-from bench.reports import Report, print_reports, write_reports
+from bench.options import add_reports, command_line, listed, positive, shown_command
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.transform_cases import CASES, orders_of
 from bench.transform_measure import Contender, Photos, difference, measure_in_turns, planned, read_photos
 from bench.transform_report import MEASURED, Result, report
-from loaders.opening import DataError, open_data
+from loaders.opening import open_data
 from loaders.transforms.apply import machine_costs
 from loaders.transforms.cost import Costs
 from loaders.transforms.planner import Plan
@@ -118,19 +119,14 @@ def run(options: argparse.Namespace) -> list[Report]:
     return found
 
 
+def leaves_class(reports: Sequence[Report]) -> bool:
+    """Whether a checked program's result is not what its class of order allows."""
+    return any(record.get("stays_in_class") is False for report in reports for record in report.records)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the files; return the exit code: 1 if a checked result leaves its class."""
-    options = parse(argv)
-    try:
-        found = run(options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(stopped(options), file=sys.stderr)
-        return 130
-    print_reports(found, describe_machine())
-    return int(any(record.get("stays_in_class") is False for report in found for record in report.records))
+    return run_program(parse(argv), run, leaves_class)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +36,12 @@ from bench.options import (
     shown_command,
 )
 from bench.page import Section
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from bench.training_options import add_engine, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, RunError, Runner
+from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.transform_programs import MEAN, STD
 from bench.variants import USUAL_LOADERS
 from engine.command import load_config
@@ -50,11 +49,9 @@ from engine.config import AugmentConfig
 from engine.defaults import default_workers
 from engine.preview import transform_costs
 from engine.transforms import read_transforms
-from engine.values import ConfigError
-from loaders.contract import LoaderError
 from loaders.cores import usable_cores
 from loaders.files import atomic_file
-from loaders.opening import DataError, open_data
+from loaders.opening import open_data
 from loaders.transforms import machine_costs
 from loaders.transforms import plan as plan_order
 
@@ -285,9 +282,8 @@ def run(options: argparse.Namespace) -> list[Report]:
     """
     machine = describe_machine()
     reports: list[Report] = []
-    with ExitStack() as stack:
-        root = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-transforms-")))
-        runner = Runner(root.expanduser().resolve(), machine)
+    with runs_folder(options.output, "transforms") as root:
+        runner = Runner(root, machine)
         cells = plan(
             options.arguments, runner.root, options.loaders, options.resolutions, options.rounds, options.epochs
         )
@@ -305,18 +301,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        reports = run(options)
-    except (ConfigError, DataError, LoaderError, OSError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = f"; finished runs are kept in {options.output}" if options.output else ""
-        print(f"stopped{kept}", file=sys.stderr)
-        return 130
-    print_reports(reports, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

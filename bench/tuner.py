@@ -15,23 +15,20 @@ import argparse
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/tuner.py`
 
 from bench.options import add_device, add_reports, command_line, listed, positive, seconds, shown_command
-from bench.reports import Report, print_reports, write_reports
+from bench.program import run_program
+from bench.reports import Report, write_reports
 from bench.resources import describe_machine
-from bench.training_runs import Outcome, Run, RunError, Runner
+from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.tuner_choices import AUTO, SITUATIONS, Case, Situation, in_turns, plan, report, results
 from bench.variants import why_missing
 from engine.command import load_config
 from engine.tuner import TUNED_LOADERS
-from engine.values import ConfigError
-from loaders.contract import LoaderError
 from loaders.cores import usable_cores
 
 _FREE_NUMBER = "torch"  # the loader that uses more workers than there are cores, when told to
@@ -142,26 +139,14 @@ def run(options: argparse.Namespace) -> list[Report]:
         reports[:] = [report(results(cells, outcomes), machine)]
         write_reports(options, "Does --num-workers auto choose well?", reports, machine)
 
-    with ExitStack() as stack:
-        root = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-tuner-")))
-        Runner(root.expanduser().resolve(), machine).make("tuner", in_turns(cells), save)
+    with runs_folder(options.output, "tuner") as root:
+        Runner(root, machine).make("tuner", in_turns(cells), save)
     return reports
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs, print the tables, write the files; return the exit code."""
-    options = parse(argv)
-    try:
-        reports = run(options)
-    except (ConfigError, LoaderError, OSError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = f"; finished runs are kept in {options.output}" if options.output else ""
-        print(f"stopped{kept}", file=sys.stderr)
-        return 130
-    print_reports(reports, describe_machine())
-    return 0
+    return run_program(parse(argv), run)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from bench import training, training_loop, training_runs, training_stall
 from bench.measure import Measurement, Ratio, Round
 from bench.training_charts import Line, time_chart
 from bench.training_curves import Cost, Point, Statistics, equal_time_epochs, mean_curve, seconds_to
-from bench.training_runs import MEASURED, Outcome, Run, RunError, Runner
+from bench.training_runs import MEASURED, Outcome, Run, RunError, Runner, runs_folder
 from bench.training_schedules import Result, sentences
 from engine.config import Config, LoaderConfig, OptimizerConfig, ResolutionConfig, RunConfig
 from engine.progressive import ProgressiveSchedule
@@ -282,6 +283,34 @@ def test_a_failed_run_shows_the_end_of_its_log(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RunError, match=r"a run ended with code 3:\nthe disk is full\nall of it is in .*log\.txt"):
         runner.make("runs", [[run]], lambda outcomes: None)
     assert runner.find(run) is None
+
+
+def test_the_log_of_a_failed_run_is_there_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho the disk is full >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    words = arguments(tmp_path)
+    assert training.main(words[: words.index("--output")]) == 1
+    named = re.search(r"all of it is in (.*)$", capsys.readouterr().err, re.MULTILINE)
+    assert named and Path(named[1]).read_text() == "the disk is full\n"
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_runs_are_kept_where_a_folder_is_named_and_else_go_with_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_named: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    named = tmp_path / "runs"
+    named.mkdir()
+    with pytest.raises(KeyboardInterrupt), runs_folder(named if is_named else None, "name") as root:
+        (root / "a").touch()
+        raise KeyboardInterrupt
+    assert (root / "a").exists() is is_named
+    assert (capsys.readouterr().err == f"finished runs are kept in {named}\n") is is_named
 
 
 def test_a_run_is_made_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

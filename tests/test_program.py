@@ -1,0 +1,62 @@
+"""How the scripts of benchmarks end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.page import Section
+from bench.program import run_program
+from bench.reports import Report
+from bench.tables import Sheet
+from loaders.opening import DataError
+
+OPTIONS = argparse.Namespace(json=Path("out.json"), csv=None, html=None)
+FOUND = Report([Sheet("Rates", ("loader", "images/s"), [["torch", "100"]])], [{"loader": "torch"}], Section("Rates"))
+
+
+def find(options: argparse.Namespace) -> list[Report]:
+    assert options is OPTIONS
+    return [FOUND]
+
+
+def test_what_was_found_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(OPTIONS, find) == 0
+    shown = capsys.readouterr().out
+    assert "torch" in shown and "100" in shown and "cores" in shown
+
+
+def test_what_must_not_be_is_printed_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    def is_wrong(reports: Sequence[Report]) -> bool:
+        return list(reports) == [FOUND]
+
+    assert run_program(OPTIONS, find, is_wrong) == 1
+    assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [DataError("no images in photos"), OSError("no images in photos")])
+def test_an_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(options: argparse.Namespace) -> list[Report]:
+        raise error
+
+    assert run_program(OPTIONS, fail) == 1
+    assert capsys.readouterr() == ("", "error: no images in photos\n")
+
+
+def test_one_who_stops_it_learns_where_the_finished_part_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(options: argparse.Namespace) -> list[Report]:
+        raise KeyboardInterrupt
+
+    assert run_program(OPTIONS, stop) == 130
+    assert capsys.readouterr() == ("", "stopped; what was finished is in out.json\n")
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_one_of_the_user() -> None:
+    def err(options: argparse.Namespace) -> list[Report]:
+        raise KeyError("loader")
+
+    with pytest.raises(KeyError):
+        run_program(OPTIONS, err)
