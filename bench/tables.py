@@ -47,11 +47,6 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
 
 
-def plural(count: float, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count:g} {noun if count == 1 else noun + 's'}"
-
-
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records as CSV, a row each; the file is replaced as a whole.
 

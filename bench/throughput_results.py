@@ -13,9 +13,10 @@ from bench.measure import Measurement, Ratio
 from bench.page import Section
 from bench.peers import PEERS, Output, Work
 from bench.reports import Report
-from bench.tables import Sheet, plural
+from bench.tables import Sheet
 from bench.variants import split_name
 from loaders.cores import usable_cores
+from loaders.wording import plural
 
 HEADINGS = ("loader", "workers", "images/s", "ratio", "to", "cpu-ms", "roof", "kB", "MB", "first s", "others")
 _RATIO_COLUMNS = slice(3, 5)  # left out where nothing is compared

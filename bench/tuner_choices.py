@@ -12,10 +12,11 @@ from bench.charts import Bar, Key, bar_chart
 from bench.measure import Spread
 from bench.page import Section
 from bench.reports import Report
-from bench.tables import Sheet, plural
+from bench.tables import Sheet
 from bench.training_runs import LOG, Outcome, Run, settled
 from bench.worker_knee import TOLERANCE, knee
 from engine.curves import training_rate
+from loaders.wording import plural
 
 Situation = Literal["loading", "model"]  # what is the limit
 SITUATIONS: tuple[Situation, ...] = get_args(Situation)

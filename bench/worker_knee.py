@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.measure import FOREIGN_CPU_LIMIT, Spread
-from bench.tables import plural
+from loaders.wording import plural
 
 TOLERANCE = 0.05  # of the best rate that may be given up for fewer workers
 FULL = 0.9  # from this share of the machine's time on, the cores are what limits

@@ -12,12 +12,13 @@ from bench.charts import Line, count_chart
 from bench.measure import Measurement, Spread
 from bench.page import Section
 from bench.reports import Report
-from bench.tables import Sheet, plural
+from bench.tables import Sheet
 from bench.throughput_results import roofline_fraction
 from bench.variants import split_name
 from bench.worker_cells import Setting
 from bench.worker_knee import Point, explain, explain_depth, knee
 from loaders.cores import usable_cores
+from loaders.wording import plural
 
 _HEADINGS = (
     "loader",

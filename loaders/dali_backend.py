@@ -23,6 +23,7 @@ from loaders.dali_jobs import Job, JobMaker
 from loaders.dali_pipeline import build_pipeline, import_dali, input_names, inputs_of
 from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan
+from loaders.wording import plural
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
@@ -97,7 +98,7 @@ class DaliLoader(Loader):
 
     def describe(self) -> str:
         place = f"on {self.device}, " if self.device.type == "cuda" else ""
-        return f"dali: DALI {self._version} {place}{self._num_threads} threads"
+        return f"dali: DALI {self._version} {place}{plural(self._num_threads, 'thread')}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
         number = self.datasets.index(plan.dataset)

@@ -28,6 +28,7 @@ from loaders.ffcv_file import JPEG_500, Beton, Storage, open_beton
 from loaders.ffcv_library import Loader as LibraryLoader
 from loaders.ffcv_operation import Task, load_some
 from loaders.plan import BatchPlan, EpochPlan, substitute
+from loaders.wording import plural
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -83,7 +84,7 @@ class FfcvLoader(Loader):
         return _threads(self.num_workers)
 
     def describe(self) -> str:
-        return f"ffcv: FFCV {version('ffcv')} on {self.storage.name} files, {self._num_threads} threads"
+        return f"ffcv: FFCV {version('ffcv')} on {self.storage.name} files, {plural(self._num_threads, 'thread')}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
         number = self.datasets.index(plan.dataset)

@@ -135,20 +135,21 @@ def find_known(name: str, cache: Path, val_fraction: float, seed: int, show_prog
     """
     home = cache / "datasets" / name
     if any((home / train).is_dir() for train in TRAIN_NAMES):
-        return find_in_folder(home, val_fraction, seed)
+        return find_in_folder(home, val_fraction, seed, show_progress)
     known = KNOWN_SETS[name]
     exported = home / "images"
     if not known.as_files:
         if not exported.is_dir():
             with atomic_folder(exported) as temporary:
                 _export(name, known, home, temporary, show_progress)
-        return find_in_folder(exported, val_fraction, seed)
+        return find_in_folder(exported, val_fraction, seed, show_progress)
     train = [_construct(name, known, home, arguments) for arguments in known.train]
     classes = tuple(map(_class_name, train[0].classes))
-    train_listing = _list_files(name, train, home)
+    train_listing = _list_files(name, train, home, show_progress)
     if known.val is None:
         return split_source(classes, train_listing, str(home), val_fraction, seed)
-    return Source(classes, train_listing, _list_files(name, [_construct(name, known, home, known.val)], home))
+    val = [_construct(name, known, home, known.val)]
+    return Source(classes, train_listing, _list_files(name, val, home, show_progress))
 
 
 def _construct(name: str, known: KnownSet, home: Path, arguments: dict[str, Any]) -> Any:
@@ -190,14 +191,15 @@ def _class_name(name: Any) -> str:
     return first.split(" - ")[0].replace("/", "-")
 
 
-def _list_files(name: str, parts: list[Any], home: Path) -> Any:
+def _list_files(name: str, parts: list[Any], home: Path, show_progress: bool) -> Any:
     samples: list[tuple[str, int]] = []
     for part in parts:
         if hasattr(part, "_images"):  # Oxford pets take no loader
             samples += zip(map(os.fspath, part._images), part._labels, strict=True)
         else:
             samples += (part[index] for index in range(len(part)))
-    listing, missing = list_paths((path for path, _ in samples), np.array([label for _, label in samples], np.int64))
+    labels = np.array([label for _, label in samples], np.int64)
+    listing, missing = list_paths((path for path, _ in samples), labels, show_progress)
     if missing:
         raise DataError(
             f"{len(missing)} of the {len(samples)} files of {name} are missing, first {missing[0]}; unpacking may have "

@@ -56,10 +56,12 @@ def open_data(
         if image_root is None and source != "demo" and os.path.isdir(os.path.expanduser(source)):
             image_root = Path(source)
         table = Path(csv).expanduser()
-        found = find_in_csv(table, image_root, path_column, label_column, split_column, val_fraction, seed)
+        found = find_in_csv(
+            table, image_root, path_column, label_column, split_column, val_fraction, seed, show_progress
+        )
         return _index(table.stem, found, cache, show_progress)
     if source == "demo":
-        found = find_in_folder(demo_folder(cache, show_progress), val_fraction, seed)
+        found = find_in_folder(demo_folder(cache, show_progress), val_fraction, seed, show_progress)
         return _index(source, found, cache, show_progress)
     if source in KNOWN_SETS:
         if os.path.isdir(source):
@@ -72,7 +74,7 @@ def open_data(
         raise DataError(
             f"{source!r} is neither a folder nor a known data set; known are demo, {', '.join(sorted(KNOWN_SETS))}"
         )
-    found = find_in_folder(folder, val_fraction, seed)
+    found = find_in_folder(folder, val_fraction, seed, show_progress)
     return _index(folder.resolve().name or "images", found, cache, show_progress)
 
 
@@ -84,7 +86,7 @@ def open_unlabeled(folder: Path, *, cache: Path | None = None, show_progress: bo
     """
     cache = cache_dir() if cache is None else Path(cache).expanduser().absolute()
     name = Path(folder).expanduser().resolve().name or "images"
-    return index_images(name, ("",), find_unlabeled(folder), cache, show_progress)
+    return index_images(name, ("",), find_unlabeled(folder, show_progress), cache, show_progress)
 
 
 def _index(name: str, source: Source, cache: Path, show_progress: bool) -> ImageData:

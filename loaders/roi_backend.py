@@ -15,17 +15,20 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
+from kernels.compiling import announced
 from kernels.jpeg import load_library
 from loaders.bad_samples import BadSamples
 from loaders.buffers import BufferPool
 from loaders.contract import Batch, Loader
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.plan import BatchPlan, EpochPlan
+from loaders.plan import BatchPlan, EpochPlan, View
 from loaders.roi_device import DeviceResampler
 from loaders.roi_jobs import Job, Worker
+from loaders.wording import plural
 
 logger = logging.getLogger("headrace")
 
@@ -166,6 +169,20 @@ class RoiLoader(Loader):
         self._known_bad = [dict(bad_samples.known(dataset)) for dataset in self.datasets]
         self._crew: _Crew | None = None
         self._runs = 0
+        with announced("roi: the decoder", "half a minute"):
+            self._compile()
+
+    def _compile(self) -> None:
+        """Have the threads' code compiled or loaded now, so that no epoch has to wait for it."""
+        none = BatchPlan(
+            step=0, seed=0, epoch=0, view=View(resolution=1, batch_size=1), indices=np.zeros(0, np.int64),
+            keys=np.zeros(0, np.uint64), windows=np.zeros((0, 4)), flips=np.zeros(0, np.bool_),
+        )  # fmt: skip
+        for dataset in self.datasets:
+            job: Job = self._route.begin(dataset, none, {}, replace=False)
+            job.work(Worker())
+            if job.error is not None:
+                raise job.error
 
     @property
     def _num_threads(self) -> int:
@@ -173,7 +190,7 @@ class RoiLoader(Loader):
 
     def describe(self) -> str:
         place = f", resampled on {self.device}" if self._resample_on == "device" else ""
-        return f"roi: {self._library} in {self._num_threads} threads{place}"
+        return f"roi: {self._library} in {plural(self._num_threads, 'thread')}{place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:
         number = self.datasets.index(plan.dataset)

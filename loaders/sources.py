@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from kernels.random import Stream, words
 
@@ -67,7 +69,7 @@ class Source:
 _File = tuple[str, int, int]  # path, size, mtime
 
 
-def find_in_folder(folder: Path, val_fraction: float, seed: int) -> Source:
+def find_in_folder(folder: Path, val_fraction: float, seed: int, show_progress: bool = True) -> Source:
     """List a folder that has either ``train`` and ``val`` folders of class folders, or class folders.
 
     Files may lie at any depth below a class folder; hidden files and folders are passed over. Classes are sorted by
@@ -88,18 +90,18 @@ def find_in_folder(folder: Path, val_fraction: float, seed: int) -> Source:
     if train is None:
         if by_lower and all(name in VAL_NAMES for name in by_lower):
             raise DataError(f"{root} has {join_names(names)} but no train folder. {LAYOUTS}")
-        classes, (listing,) = _list_splits([root])
+        classes, (listing,) = _list_splits([root], show_progress)
         return split_source(classes, listing, root, val_fraction, seed)
     train_root = os.path.join(root, train)
     if val is None:
         logger.info("%s has no validation folder: splitting %s", root, train_root)
-        classes, (listing,) = _list_splits([train_root])
+        classes, (listing,) = _list_splits([train_root], show_progress)
         return split_source(classes, listing, train_root, val_fraction, seed)
-    classes, (train_listing, val_listing) = _list_splits([train_root, os.path.join(root, val)])
+    classes, (train_listing, val_listing) = _list_splits([train_root, os.path.join(root, val)], show_progress)
     return Source(classes, train_listing, val_listing)
 
 
-def find_unlabeled(folder: Path) -> Listing:
+def find_unlabeled(folder: Path, show_progress: bool = True) -> Listing:
     """List all images below a folder, or the one image that the path names, with label 0.
 
     Raises:
@@ -110,7 +112,8 @@ def find_unlabeled(folder: Path) -> Listing:
         return list_paths([root], np.zeros(1, np.int64))[0]
     if not os.path.isdir(root):
         raise DataError(f"{root} does not exist; give a folder of images or one image file")
-    files, others = _scan(root)
+    with _progress(root, "files", None, show_progress) as bar:
+        files, others = _scan(root, bar)
     _note_others(root, others)
     if not files:
         raise DataError(f"no images below {root}, only {others} other files. {IMAGE_FILES}")
@@ -161,18 +164,20 @@ def split_source(classes: tuple[str, ...], listing: Listing, root: str, val_frac
     return Source(classes, listing.select(~chosen), listing.select(chosen))
 
 
-def list_paths(paths: Iterable[str], labels: np.ndarray) -> tuple[Listing, list[str]]:
+def list_paths(paths: Iterable[str], labels: np.ndarray, show_progress: bool = True) -> tuple[Listing, list[str]]:
     """Look at files known by path; return those that exist, with their labels, and the paths of the others."""
     missing: list[str] = []
     files: list[_File] = []
     present = np.ones(len(labels), bool)
-    for index, path in enumerate(paths):
-        try:
-            stat = os.stat(path)
-            files.append((path, stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            present[index] = False
-            missing.append(path)
+    with _progress("the files", "files", len(labels), show_progress) as bar:
+        for index, path in enumerate(paths):
+            try:
+                stat = os.stat(path)
+                files.append((path, stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                present[index] = False
+                missing.append(path)
+            bar.update()
     return _listing(files, labels[present]), missing
 
 
@@ -182,15 +187,18 @@ def join_names(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _list_splits(roots: Sequence[str]) -> tuple[tuple[str, ...], list[Listing]]:
+def _list_splits(roots: Sequence[str], show_progress: bool) -> tuple[tuple[str, ...], list[Listing]]:
     """List folders of class folders that must agree on their classes; a class with no image at all is no class."""
     found: list[dict[str, list[_File]]] = []
     others = 0
     for root in roots:
         by_class: dict[str, list[_File]] = {}
-        for name in _subfolders(root):
-            by_class[name], skipped = _scan(os.path.join(root, name))
-            others += skipped
+        names = _subfolders(root)
+        with _progress(root, "folders", len(names), show_progress) as bar:
+            for name in names:
+                by_class[name], skipped = _scan(os.path.join(root, name))
+                others += skipped
+                bar.update()
         if not any(by_class.values()):
             raise DataError(_nothing_found(root, by_class, others))
         found.append(by_class)
@@ -228,8 +236,13 @@ def _subfolders(root: str) -> list[str]:
         raise DataError(f"cannot list {root}: {error.strerror}") from error
 
 
-def _scan(root: str) -> tuple[list[_File], int]:
-    """Return the images below a folder, sorted by path, and how many other files lie there."""
+def _progress(where: str, unit: str, total: int | None, show: bool) -> tqdm[Any]:
+    """Return the bar of a listing; it shows only if that takes longer than one does not notice."""
+    return tqdm(desc=f"list {where}", unit=f" {unit}", total=total, disable=not show, leave=False, delay=1.0)
+
+
+def _scan(root: str, bar: tqdm[Any] | None = None) -> tuple[list[_File], int]:
+    """Return the images below a folder, sorted by path, and how many other files lie there; count images on a bar."""
     files: list[_File] = []
     others = 0
     pending = [root]
@@ -248,6 +261,8 @@ def _scan(root: str) -> tuple[list[_File], int]:
                         entry.is_file() or entry.is_symlink()  # a link to nowhere is reported when its header is read
                     ):
                         files.append((entry.path, *_size_and_mtime(entry)))
+                        if bar is not None:
+                            bar.update()
                     else:
                         others += 1
         except OSError as error:

@@ -24,6 +24,7 @@ def find_in_csv(
     split_column: str,
     val_fraction: float,
     seed: int,
+    show_progress: bool = True,
 ) -> Source:
     """List the files that a CSV names, with their labels.
 
@@ -43,7 +44,7 @@ def find_in_csv(
     classes = tuple(sorted(labels, key=int) if all(map(_is_whole, labels)) else sorted(labels))
     number = {label: index for index, label in enumerate(classes)}
     labels_of_rows = np.array([number[label] for _, label, _ in rows], np.int64)
-    listing, missing = list_paths((os.path.join(root, path) for path, _, _ in rows), labels_of_rows)
+    listing, missing = list_paths((os.path.join(root, path) for path, _, _ in rows), labels_of_rows, show_progress)
     if missing:
         raise DataError(
             f"{len(missing)} of the {len(rows)} files named in {table} do not exist, first {missing[0]}; paths are "

@@ -34,6 +34,7 @@ from loaders.processes import (
     warn_of_pipes,
     worker_context,
 )
+from loaders.wording import plural
 
 MAX_REPLACEMENTS = 100  # tries to find a good sample in place of a bad one
 
@@ -194,7 +195,7 @@ class TorchLoader(Loader):
     def describe(self) -> str:
         place = "the main thread"
         if self.num_workers:
-            place = f"{self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
+            place = plural(self.num_workers, "worker process", "es")
         return f"torch: torchvision {torchvision.__version__} and {pillow_version()} in {place}"
 
     def run(self, plan: EpochPlan) -> Iterator[Batch]:

@@ -244,7 +244,7 @@ def test_without_a_threading_layer_one_thread_works(
     monkeypatch.setattr(ffcv_backend.numba, "threading_layer", lambda: "workqueue")
     with loader_of(dataset, cache, num_workers=2) as loader:
         assert sum(len(b) for b in loader.run(EpochPlan(dataset, 0, View(16, 4)))) == len(dataset)
-        assert loader.describe().endswith("1 threads")
+        assert loader.describe().endswith(", 1 thread")
     assert any("installing tbb" in record.message for record in caplog.records)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaders import sources
 from loaders.opening import DataError, open_unlabeled
 from loaders.sources import find_in_folder, stratified_split
 from tests.folders import make_classes, make_image, opened
@@ -155,6 +157,23 @@ def test_an_unreadable_folder_is_explained(tmp_path):
             find_in_folder(tmp_path / "set", 0.1, 0)
     finally:
         (tmp_path / "set/a").chmod(0o755)
+
+
+def test_a_listing_that_takes_long_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+    make_classes(tmp_path / "set", {"a": 2, "b": 2, "c": 2})
+    slow_scan = sources._scan
+    find_in_folder(tmp_path / "set", 0.1, 0)
+    assert not capsys.readouterr().err, "a quick one shows nothing"
+
+    def scan(root):
+        time.sleep(0.7)
+        return slow_scan(root)
+
+    monkeypatch.setattr(sources, "_scan", scan)
+    find_in_folder(tmp_path / "set", 0.1, 0, show_progress=False)
+    assert not capsys.readouterr().err
+    find_in_folder(tmp_path / "set", 0.1, 0)
+    assert f"list {tmp_path}/set:  67%" in capsys.readouterr().err
 
 
 def test_empty_class_folders(tmp_path, caplog):

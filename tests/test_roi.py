@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -26,6 +29,9 @@ try:
     load_library()
 except JpegLibraryError as error:
     pytest.skip(str(error), allow_module_level=True)
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +90,41 @@ def test_same_batches_with_any_number_of_threads(dataset: PackedDataset, monkeyp
     epochs = []
     for threads in (0, 1, 2, 4):
         with create(dataset, threads=threads) as loader:
-            assert f"in {max(1, threads)} threads" in loader.describe()
+            assert re.search(rf"in {max(1, threads)} threads?$", loader.describe())
             epochs.append(contents(loader.run(EpochPlan(dataset, 1, View(24, 4), seed=5))))
     assert epochs[1:] == epochs[:1] * 3
+
+
+NO_EPOCH_COMPILES = """
+import sys
+from pathlib import Path
+from loaders.bad_samples import BadSamples
+from loaders.opening import open_data
+from loaders.plan import EpochPlan, View
+from loaders.roi_backend import RoiLoader
+
+dataset = open_data(sys.argv[1], cache=Path(sys.argv[3]), show_progress=False).train
+plans = [EpochPlan(dataset, 0, view) for view in (View(24, 4), View.evaluation(32, 4))]
+for plan in plans:
+    plan.batch(0)
+with RoiLoader([dataset], 1, BadSamples(), resample_on=sys.argv[2]) as loader:
+    kernels = sys.modules["kernels.region_planes" if sys.argv[2] == "device" else "kernels.regions"]
+    kernel = kernels.decode_samples if sys.argv[2] == "device" else kernels.load_samples
+    loaded = list(kernel.signatures)
+    for plan in plans:
+        list(loader.run(plan))
+    assert loaded and loaded == list(kernel.signatures), (loaded, kernel.signatures)
+"""
+
+
+@pytest.mark.parametrize("resample_on", ["cpu", "device"])
+@pytest.mark.parametrize("form", ["set", "photos"])
+def test_no_epoch_waits_for_the_decoder_to_be_compiled(
+    packed_set: Path, tmp_path: Path, form: str, resample_on: str
+) -> None:
+    words = [sys.executable, "-c", NO_EPOCH_COMPILES, str(packed_set.with_name(form)), resample_on, str(tmp_path)]
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
 
 
 def test_start_in_the_middle_equals_the_tail(dataset: PackedDataset) -> None:

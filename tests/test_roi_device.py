@@ -186,10 +186,10 @@ def test_a_buffer_that_is_full_is_followed_by_another(files: ImageDataset, monke
     monkeypatch.setattr(roi_device, "_FIRST_FACTOR", 0)
     made: list[PlanesJob] = []
     begin = roi_device.DeviceResampler.begin
-    monkeypatch.setattr(
-        roi_device.DeviceResampler, "begin", lambda *arguments: made.append(begin(*arguments)) or made[-1]
-    )
     with create(files) as loader:
+        monkeypatch.setattr(
+            roi_device.DeviceResampler, "begin", lambda *arguments: made.append(begin(*arguments)) or made[-1]
+        )
         for _ in range(2):
             (batch,) = loader.run(EpochPlan(files, 0, View(40, 19)))
             assert torch.equal(batch.images, expected[0].images)
