@@ -32,6 +32,7 @@ class Position:
         finished: the run came to its end.
         seconds: time the run took so far, all its parts together.
         train_seconds, data_wait_seconds, augment_seconds, switch_seconds: of the epoch under way.
+        start_seconds: of ``data_wait_seconds``, those in which the loader started: until its first batch came.
     """
 
     epoch: int = 0
@@ -47,6 +48,7 @@ class Position:
     data_wait_seconds: float = 0.0
     augment_seconds: float = 0.0
     switch_seconds: float = 0.0
+    start_seconds: float = 0.0
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -87,6 +87,7 @@ class Trainer:
         if config.loader.num_workers == "auto" and loader.name in TUNED_LOADERS:
             self._tuner = Tuner(loader, int(usable_cores(process.local_world)), self.transfer.wait_seconds)
             self._load = self._tuner.batches
+        self._has_started = False
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
         self.telemetry = Telemetry(process.device, process.local_world)
         self.position = Position()
@@ -221,6 +222,8 @@ class Trainer:
     def _after_step(self, batch: DeviceBatch) -> bool:
         """Log, save, and look whether the run has to end; return True if it has."""
         self.finite.remember(self.position.steps, batch.indices)
+        if not self._has_started:
+            self._has_started, self.position.start_seconds = True, batch.wait_seconds
         if self.position.steps % self.config.run.log_every == 0:
             self._log()
         # Several ranks must agree, which costs a message, so they look every few seconds; one looks at every step.
@@ -320,6 +323,7 @@ class Trainer:
             "val_seconds": val_seconds,
             "data_wait_seconds": position.data_wait_seconds,
             "data_wait_fraction": position.data_wait_seconds / position.train_seconds,
+            "start_seconds": position.start_seconds,
             "augment_seconds": position.augment_seconds,
             "switch_seconds": position.switch_seconds,
             "samples_seen": position.samples_seen,
@@ -334,7 +338,7 @@ class Trainer:
         }
         position.epoch += 1
         position.next_batch = 0
-        position.train_seconds = position.data_wait_seconds = 0.0
+        position.train_seconds = position.data_wait_seconds = position.start_seconds = 0.0
         position.augment_seconds = position.switch_seconds = 0.0
         position.seconds = self.clock.elapsed
         if self.run is not None:

@@ -1,4 +1,4 @@
-"""Where a run's time went, and one sentence on what held it back and what would help."""
+"""Where a run's time went, and in one sentence what held it back and what would help."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ _STAGE_WORTH_TELLING = 0.05  # of the run, spent waiting in that stage
 _EVALUATION_WORTH_TELLING = 0.30
 _SWITCH_WORTH_TELLING = 0.15
 _OTHER_WORTH_TELLING = 0.25
+_START_WORTH_TELLING = 0.25
+_START_WORTH_A_WORD = 0.05
 _SECONDS_TO_JUDGE = 5.0  # of training; before, caches and workers still warm up
 
 _IDLE_WORTH_TELLING = 0.15  # share of the cores; what is less comes from the gaps between two batches
 _BUSY_WORKER = 0.7  # share of its time that a worker computes, from which on reading is not what keeps it
 _FIRST_BATCHES = 2.0  # times what a batch takes, in each epoch: less waiting is for the first one
 
-Cause = Limit | Literal["evaluation", "switch", "other", "none"]
+Cause = Limit | Literal["start", "evaluation", "switch", "other", "none"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,17 @@ def verdict(
     epochs = epoch_records(records)
     if not epochs:
         return Verdict("none", "No epoch was finished, so there is nothing to judge: train for at least one epoch.")
+    start = math.fsum(map(_start_of, epochs))
+    epochs = [_without_start(record) for record in epochs]
+    setting = _Setting(num_workers, cores, device, loader, world_size, tuned)
+    found = _judge(epochs, start, setting)
+    if found.cause == "start" or start < max(1.0, _START_WORTH_A_WORD * time_spent(epochs).total):
+        return found
+    left_out = f"{start:.1f} s in which the loader started are left out"
+    return Verdict(found.cause, f"{found.sentence.removesuffix('.')} ({left_out}).")
+
+
+def _judge(epochs: Sequence[Record], start: float, setting: _Setting) -> Verdict:
     spent = time_spent(epochs)
     if spent.training < _SECONDS_TO_JUDGE:
         sentence = (
@@ -144,24 +157,31 @@ def verdict(
             "warm up; train for more epochs or on more images."
         )
         return Verdict("none", sentence)
-    setting = _Setting(num_workers, cores, device, loader, world_size, tuned)
     stage = _worst_stage(epochs, spent)
     augments = spent.augmentation >= AUGMENTATION_WORTH_TELLING * spent.training
     excess = {
         "data": time_spent(stage).data_wait / spent.total if stage else 0.0,
         "augmentation": spent.augmentation / spent.total if augments else 0.0,
+        "start": _above(start / (start + spent.total), _START_WORTH_TELLING),
         "evaluation": _above(spent.evaluation / spent.total, _EVALUATION_WORTH_TELLING),
         "switch": _above(spent.switch / spent.total, _SWITCH_WORTH_TELLING),
         "other": _above(spent.other / spent.total, _OTHER_WORTH_TELLING),
     }
     worst = max(excess, key=lambda cause: excess[cause])
     if excess[worst] == 0.0:
-        return Verdict("model", _compute_bound(epochs, spent, device))
+        return Verdict("model", _compute_bound(epochs, spent, setting.device))
     if worst == "data":
         several = len({_stage_key(record) for record in epochs}) > 1
         return _data_bound(stage, f" in the {stage[0].get('resolution')} px stage" if several else "", setting)
     if worst == "augmentation":
         return Verdict("augmentation", _augmentation_bound(spent))
+    if worst == "start":
+        sentence = (
+            f"Starting the loader took {_percent(start / (start + spent.total))} of the time: {start:.0f} s until its "
+            "first batch came (processes, pipelines, code that is compiled), which a longer run hardly notices; train "
+            "for more epochs to learn what limits training."
+        )
+        return Verdict("start", sentence)
     if worst == "evaluation":
         sentence = (
             f"Evaluation took {_percent(spent.evaluation / spent.total)} of the time ({spent.evaluation:.0f} of "
@@ -186,6 +206,24 @@ def verdict(
 
 def _above(share: float, threshold: float) -> float:
     return share if share >= threshold else 0.0
+
+
+def _start_of(record: Record) -> float:
+    """Return the seconds of an epoch in which the loader started."""
+    started, waited = (float(record.get(key) or 0.0) for key in ("start_seconds", "data_wait_seconds"))
+    return min(started, waited)
+
+
+def _without_start(record: Record) -> Record:
+    """Return an epoch as it would be had the loader been running: what limits training shows after its start."""
+    start = _start_of(record)
+    before = float(record.get("train_seconds") or 0.0)
+    if not 0.0 < start < before:
+        return record
+    parts = ("seconds", "train_seconds", "data_wait_seconds")
+    times = {key: max(0.0, float(record.get(key) or 0.0) - start) for key in parts}
+    rate = float(record.get("images_per_second") or 0.0) * before / (before - start)
+    return {**record, **times, "images_per_second": rate}
 
 
 def _stage_key(record: Record) -> tuple[Any, Any]:

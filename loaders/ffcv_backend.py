@@ -100,7 +100,10 @@ class FfcvLoader(Loader):
         if number not in self._opened:
             beton = open_beton(self.datasets[number], self.storage, self._cache, self._show_progress)
             self._known_bad[number] = beton.bad | self._known_bad[number]
-            logger.info("FFCV compiles its part for %s; the first batch takes some seconds longer", beton.path.name)
+            logger.info(
+                "FFCV compiles its part for %s; the first batch takes some seconds longer, half a minute once",
+                beton.path.name,
+            )
             self._opened[number] = beton, build_loader(beton, self._num_threads, self.prefetch)
         return self._opened[number]
 

@@ -85,6 +85,8 @@ def test_a_run_leaves_everything_behind(
     assert [e["resolution"] for e in epochs] == [32, 32, 48] or [e["resolution"] for e in epochs] == [32, 48, 48]
     assert [e["samples_seen"] for e in epochs] == [42, 84, 126]
     assert all("gpu_utilization" not in e for e in epochs), "no GPU fields without a GPU"
+    assert 0 < epochs[0]["start_seconds"] <= epochs[0]["data_wait_seconds"]
+    assert [e["start_seconds"] for e in epochs[1:]] == [0.0, 0.0], "the loader starts once"
     with (run / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["top1"]) for row in rows] == pytest.approx([e["top1"] for e in epochs], rel=1e-4)

@@ -154,6 +154,34 @@ def test_waiting_for_the_first_batch_of_short_epochs_is_no_disk() -> None:
     assert judged([epoch(n, batch_size=60, **short) for n in range(2)]).cause == "disk"
 
 
+def test_starting_the_loader_is_no_disk() -> None:
+    started = epoch(0, data_wait_seconds=8.2, start_seconds=8.0, loading_cpu_ms_per_image=0.5, idle_cores=1.0)
+    found = judged([started, *(epoch(n, loading_cpu_ms_per_image=0.5, idle_cores=1.0) for n in (1, 2))])
+    assert found.cause == "model"
+    assert "96 % of the training time was spent computing (4 % waiting" in found.sentence
+    assert found.sentence.endswith("(8.0 s in which the loader started are left out).")
+    few = judged([started | {"seconds": 22.0, "train_seconds": 20.0, "data_wait_seconds": 18.0, "start_seconds": 8.0}])
+    assert few.cause == "disk", "of the 12 s after the start 10 waited"
+    assert few.sentence.startswith("83 % of the training time waited for data")
+
+
+def test_a_run_that_mostly_started_is_told_so() -> None:
+    found = judged(
+        [epoch(0, seconds=41.0, train_seconds=38.0, data_wait_seconds=32.0, start_seconds=31.0), epoch(1, seconds=11.0)]
+    )
+    assert found.cause == "start"
+    assert found.sentence.startswith("Starting the loader took 60 % of the time: 31 s until its first batch came")
+    assert judge([epoch(0, train_seconds=6.0, data_wait_seconds=4.0, start_seconds=3.5)]).startswith(
+        "The run was too short to judge: 2.5 s of training"
+    )
+
+
+def test_after_a_resume_each_start_is_left_out() -> None:
+    started = {"data_wait_seconds": 3.3, "start_seconds": 3.0}
+    assert judged([epoch(0, **started), epoch(1), epoch(2, **started), epoch(3)]).cause == "model"
+    assert judged([epoch(0, **started), epoch(1), epoch(2, data_wait_seconds=3.3), epoch(3)]).cause != "start"
+
+
 def test_a_gpu_that_decodes_is_no_disk() -> None:
     assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cuda").cause == "cores"
     assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cpu").cause == "disk"
@@ -243,6 +271,7 @@ def test_after_a_resume_the_later_record_of_an_epoch_counts() -> None:
                     "train_seconds",
                     "val_seconds",
                     "data_wait_seconds",
+                    "start_seconds",
                     "augment_seconds",
                     "switch_seconds",
                     "images_per_second",
