@@ -22,6 +22,7 @@ from loaders.dali_geometry import lay_out
 from loaders.dataset import ImageDataset
 from loaders.pixels import decode, load_window
 from loaders.plan import BatchPlan, EpochPlan, View
+from loaders.wording import plural
 from tests.images import damaged, dataset_of, exif, photo, photos
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -246,7 +247,7 @@ def test_failure_without_a_culprit_is_raised(dataset: ImageDataset, monkeypatch:
 def test_threads_are_the_cores_at_most(dataset: ImageDataset) -> None:
     cores = len(os.sched_getaffinity(0))
     for num_workers, threads in ((0, 1), (1, 1), (10_000, cores)):
-        assert f" {threads} threads" in DaliLoader([dataset], num_workers, BadSamples()).describe()
+        assert f" {plural(threads, 'thread')}" in DaliLoader([dataset], num_workers, BadSamples()).describe()
 
 
 def test_without_dali_the_message_says_what_to_do(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,8 @@ def test_closing_ends_a_wait(dataset: PackedDataset, monkeypatch: pytest.MonkeyP
         except RuntimeError as error:
             errors.append(error)
 
-    monkeypatch.setattr(roi_jobs, "load_samples", wait)
     loader = create(dataset)
+    monkeypatch.setattr(roi_jobs, "load_samples", wait)
     consumer = threading.Thread(target=consume)
     consumer.start()
     assert begun.wait(10)
