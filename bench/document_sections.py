@@ -50,7 +50,7 @@ SECTIONS = {
     ),
     "num-workers": Section(
         "num_workers",
-        "--loaders torch,dali,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 2 --rounds 2",
+        "--loaders torch,dali,roi --num-workers 0,1,2,3 --resolutions 96 --train resnet10t --seconds 2 --rounds 5",
         "--loaders torch --num-workers 0,1 --resolutions 32 --batch-size 32 --train cifar_resnet10 --seconds 0.5 "
         "--rounds 1",
         charts=(0, 2),
