@@ -107,7 +107,7 @@ SECTIONS = {
     "data-stall": Section(
         "training",
         "--experiment stall --loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 "
-        "--stall-epochs 4 --rounds 3",
+        "--stall-epochs 4 --rounds 5",
         f"--experiment stall --loaders torch --resolutions 32 --stall-epochs 1 --rounds 1 {_SMALL}",
         minutes=6,
         keeps_runs=True,
