@@ -30,7 +30,8 @@ class Bar:
 
     Attributes:
         name: its label.
-        value: the bar's length, with the whisker from its smallest to its largest value.
+        value: the bar's length, with the whisker from its smallest to its largest value; what is below 0 is written,
+            but not drawn.
         color: number of a color.
         group: rows of the same group stand together.
         limits: values to hold it against, such as a prediction; the second one is drawn as dots.
@@ -125,7 +126,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, unit: str, width: int = 640, k
         return Markup("")
     values = [value for bar in bars for value in (bar.value.max, *_limits(bar).values())]
     has_limits = any(_limits(bar) for bar in bars)
-    scale = ticks(0.0, max(values))
+    scale = ticks(0.0, max(0.0, *values))
     groups = len({bar.group for bar in bars if bar.group})
     left = 14.0 + _CHARACTER * max(len(bar.name) for bar in bars)
     right = width - 14.0 - _CHARACTER * max(len(bar.text()) for bar in bars)
@@ -144,7 +145,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, unit: str, width: int = 640, k
             parts.append(_text(8, y + _LINE, group, "start", "group"))
             y += _LINE * 1.4
         parts += _bar(bar, y + _ROW / 2, left, place, unit)
-        behind = right if has_limits else max(place(bar.value.median), place(bar.value.max))
+        behind = right if has_limits else place(max(0.0, bar.value.median, bar.value.max))
         parts.append(_text(behind + 7, y + _ROW / 2 + 4, bar.text(), "start", "value"))
         y += _ROW
     return Markup("".join([*parts, "</svg>"]))
@@ -156,7 +157,7 @@ def _limits(bar: Bar) -> dict[int, float]:
 
 def _bar(bar: Bar, middle: float, left: float, place: Callable[[float], float], unit: str) -> Iterable[str]:
     """Yield a bar around the height ``middle``: name, rectangle, whisker and limits."""
-    end, low, high = (place(value) for value in (bar.value.median, bar.value.min, bar.value.max))
+    end, low, high = (place(max(0.0, value)) for value in (bar.value.median, bar.value.min, bar.value.max))
     yield _text(left - 8, middle + 4, bar.name, "end", "name")
     yield (
         f'<rect class="fill{bar.color % COLORS}" x="{left:.1f}" y="{middle - _BAR / 2:.1f}" rx="2" '

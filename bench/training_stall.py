@@ -162,8 +162,8 @@ def section(results: Sequence[Result]) -> Section:
 
 
 def _percent(stall: Spread) -> Spread:
-    """Return a stall in percent; what chance made negative is 0, where a bar begins."""
-    return Spread(*(100 * max(0.0, value) for value in (stall.median, stall.min, stall.max)))
+    """Return a stall in percent."""
+    return Spread(*(100 * value for value in (stall.median, stall.min, stall.max)))
 
 
 def sentences(results: Sequence[Result]) -> list[str]:
