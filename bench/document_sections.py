@@ -109,7 +109,7 @@ SECTIONS = {
         "--experiment stall --loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 "
         "--stall-epochs 4 --rounds 5",
         f"--experiment stall --loaders torch --resolutions 32 --stall-epochs 1 --rounds 1 {_SMALL}",
-        minutes=6,
+        minutes=9,
         keeps_runs=True,
     ),
     "tuner": Section(

@@ -223,7 +223,8 @@ class Trainer:
         """Log, save, and look whether the run has to end; return True if it has."""
         self.finite.remember(self.position.steps, batch.indices)
         if not self._has_started:
-            self._has_started, self.position.start_seconds = True, batch.wait_seconds
+            self._has_started = True
+            self.position.start_seconds += batch.wait_seconds  # once more in an epoch that is resumed
         if self.position.steps % self.config.run.log_every == 0:
             self._log()
         # Several ranks must agree, which costs a message, so they look every few seconds; one looks at every step.

@@ -152,6 +152,16 @@ def test_kill_and_resume_is_exact(folder: Path, tmp_path: Path, loader: str, cap
         assert [e[name] for e in ours] == [e[name] for e in theirs], name
 
 
+def test_an_epoch_that_is_resumed_counts_both_starts_of_the_loader(folder: Path, tmp_path: Path) -> None:
+    options = [str(folder), *SMALL, "--epochs", "1", "--output", str(tmp_path)]
+    train.main([*options, "--time-limit", "0.001s"])
+    position, _ = load_checkpoint(run_directory(tmp_path) / "last.pt")
+    assert position.next_batch > 0, "stopped within the epoch"
+    assert train.main([*options, "--resume", "auto", "--time-limit", "10m"]) == 0
+    (epoch,) = epochs_of(run_directory(tmp_path))
+    assert 0 < position.start_seconds < epoch["start_seconds"] <= epoch["data_wait_seconds"]
+
+
 def test_a_signal_saves_and_exits_with_its_own_code(folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(folder, tmp_path, "--epochs", "500"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
