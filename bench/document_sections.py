@@ -90,8 +90,8 @@ SECTIONS = {
     ),
     "transform-training": Section(
         "transform_training",
-        "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 8 "
-        "--rounds 10",
+        "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 16 "
+        "--rounds 5",
         f"--loaders torch --resolutions 32 --epochs 1 --rounds 1 {_SMALL}",
         minutes=10,
         keeps_runs=True,
@@ -107,7 +107,7 @@ SECTIONS = {
     "data-stall": Section(
         "training",
         "--experiment stall --loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 "
-        "--stall-epochs 4 --rounds 5",
+        "--stall-epochs 10 --rounds 3",
         f"--experiment stall --loaders torch --resolutions 32 --stall-epochs 1 --rounds 1 {_SMALL}",
         minutes=9,
         keeps_runs=True,

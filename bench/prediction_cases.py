@@ -132,7 +132,7 @@ class Bench:
         written = self.root / "doctor.json"
         workers = "auto" if case.num_workers is None else str(case.num_workers)
         command = [
-            sys.executable, *self._launcher(case, "engine.doctor"), *self._options(case), "--no-pixels",
+            sys.executable, "-m", *self._launcher(case, "engine.doctor"), *self._options(case), "--no-pixels",
             "--num-workers", workers, "--seconds", f"{self.doctor_seconds:g}", "--json", str(written),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
@@ -170,6 +170,6 @@ class Bench:
 
     def _launcher(self, case: Case, module: str) -> tuple[str, ...]:
         if case.disk is None:
-            return ("-m", module)
+            return (module,)
         rate, queue = case.disk * self.mean_bytes, self.root / "queue"
-        return ("-m", "bench.slow_disk", "--bytes-per-second", f"{rate:g}", "--queue", str(queue), module)
+        return ("bench.slow_disk", "--bytes-per-second", f"{rate:g}", "--queue", str(queue), module)

@@ -4,10 +4,10 @@
     python bench/training.py --experiment schedules --schedules 96 64,96 64,80,96 --seeds 0,1,2 --output DIR
     python bench/training.py --experiment loop --resolutions 64,96
 
-``stall`` trains on synthetic images and on those of each loader, in turns, and compares the rates. ``schedules`` trains
-at a fixed size and through schedules of sizes, at equal epochs and at equal time, over several seeds, and compares
-accuracy and the time to an accuracy. ``loop`` compares the engine's loop with a bare PyTorch loop, as
-bench/training_loop.py does, which has more options for it.
+``stall`` trains on synthetic images and on those of each loader, in processes that are there at the same time and take
+turns epoch by epoch, and compares the rates. ``schedules`` trains at a fixed size and through schedules of sizes, at
+equal epochs and at equal time, over several seeds, and compares accuracy and the time to an accuracy. ``loop`` compares
+the engine's loop with a bare PyTorch loop, as bench/training_loop.py does, which has more options for it.
 
 Each run is one of ``python -m engine.train`` in a process of its own. With ``--output`` the runs are kept, and a
 command that is repeated there makes only those that are missing.
@@ -144,7 +144,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"stall: of {', '.join(USUAL_LOADERS)}; without it those that are. schedules: the first of them",
     )
     add("--resolutions", type=listed(positive), default="96", help="stall, loop: sides of the images, pixels")
-    add("--stall-epochs", type=positive, default=3, help="stall: epochs of a run; the first does not count")
+    add("--stall-epochs", type=positive, default=5, help="stall: epochs of a run; the first does not count")
     add(
         "--schedules",
         type=sizes,

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tqdm import tqdm
 
+from bench.epoch_turns import TrainingProcess
 from bench.measure import FOREIGN_CPU_LIMIT
-from bench.resources import machine_cpu_seconds, tree_cpu_seconds
 from engine.config import Config
 from engine.curves import training_rate
 from engine.rundir import read_records
@@ -34,9 +32,6 @@ from loaders.files import atomic_file
 
 MEASURED = "measured.json"  # written last: without it a run is not finished
 LOG = "log.txt"
-_ROOT = Path(__file__).resolve().parents[1]
-_POLL_SECONDS = 0.5
-_STOP_SECONDS = 60.0
 _SHOWN_LINES = 15
 _ENDLESS = 100_000  # epochs
 
@@ -56,6 +51,8 @@ class Run:
         seconds: of training in settled epochs, after which it is ended.
         at_most: seconds after which it is ended though fewer of them were settled.
         cores: it may use so many of those that this process may use; 0 for all of them.
+        group: runs of one group are made at the same time and take turns, epoch by epoch (see bench/epoch_turns.py).
+            Without a name a run is made by itself.
     """
 
     name: str
@@ -64,6 +61,7 @@ class Run:
     seconds: float = 0.0
     at_most: float = 0.0
     cores: int = 0
+    group: str = ""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -140,16 +138,16 @@ class Runner:
     Attributes:
         root: folder of all runs.
         machine: what they are measured on; those measured on another one are not taken for finished.
-        launcher: what Python is to run, before the options of engine.train.
+        launcher: the module that Python is to run, with all before the options of engine.train.
     """
 
     root: Path
     machine: str
-    launcher: tuple[str, ...] = ("-m", "engine.train")
+    launcher: tuple[str, ...] = ("engine.train",)
 
     def folder(self, run: Run) -> Path:
         """Return where a run is kept: its name, and a digest of all that may change its outcome."""
-        more = [run.seconds, run.at_most, run.cores]
+        more = [run.seconds, run.at_most, run.cores, *([run.group] if run.group else [])]
         text = json.dumps([run.name, run.arguments, self.machine, *(more if any(more) else [])])
         name = re.sub(r"\W+", "-", run.name).strip("-")
         return self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -170,11 +168,12 @@ class Runner:
     def make(
         self, title: str, rounds: Sequence[Sequence[Run]], report: Callable[[dict[Run, Outcome]], None]
     ) -> dict[Run, Outcome]:
-        """Make runs one after the other, round by round.
+        """Make runs one after the other, or a group of them in turns, round by round.
 
         Args:
             title: before the progress bar.
-            rounds: runs; one that occurs twice is made once.
+            rounds: runs, those of a group side by side; one that occurs twice is made once. Of a group of which one is
+                missing all are made again.
             report: called after each round with the outcomes so far.
 
         Returns:
@@ -184,7 +183,8 @@ class Runner:
             RunError: a run failed; those before it are kept.
         """
         runs = list(dict.fromkeys(run for turn in rounds for run in turn))
-        missing = [run for run in runs if self.find(run) is None]
+        parts = [[list(part) for _, part in groupby(turn, key=_together)] for turn in rounds]
+        missing = {run for turn in parts for part in turn if self._find_all(part) is None for run in part}
         if len(missing) < len(runs):
             print(f"{title}: {len(runs) - len(missing)} of {len(runs)} runs are in {self.root}", file=sys.stderr)
         outcomes: dict[Run, Outcome] = {}
@@ -199,62 +199,99 @@ class Runner:
             leave=False,
             dynamic_ncols=True,
         ) as progress:
-            for turn in rounds:
-                for run in turn:
-                    progress.set_postfix_str(f"{run.name}, run {runs.index(run) + 1}/{len(runs)}")
-                    outcomes[run] = self.find(run) or self._train(run, progress)
+            for turn in parts:
+                for part in turn:
+                    name = part[0].group or part[0].name
+                    progress.set_postfix_str(f"{name}, run {runs.index(part[0]) + 1}/{len(runs)}")
+                    outcomes |= self._find_all(part) or self._train(part, progress)
                 report(outcomes)
         return outcomes
 
-    def _train(self, run: Run, progress: tqdm[Any]) -> Outcome:
-        folder = self.folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        earlier = set(folder.iterdir())  # what is left of attempts that were stopped
-        command = [sys.executable, *self.launcher, *run.arguments, "--output", str(folder)]
-        modules = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": modules, "TQDM_MININTERVAL": "30"}  # few lines in the log
+    def _find_all(self, runs: Sequence[Run]) -> dict[Run, Outcome] | None:
+        """Return what these runs have left; None if one of them is not finished."""
+        outcomes = {run: outcome for run in runs if (outcome := self.find(run))}
+        return outcomes if len(outcomes) == len(runs) else None
 
-        def written() -> Path | None:
-            return next((path for path in folder.iterdir() if path.is_dir() and path not in earlier), None)
+    def _train(self, runs: Sequence[Run], progress: tqdm[Any]) -> dict[Run, Outcome]:
+        """Make these runs, in turns where there are several."""
+        with ExitStack() as stack:
+            trainings = [stack.enter_context(closing(_Training(self, run, progress, len(runs) > 1))) for run in runs]
+            waiting = deque(trainings)
+            while waiting:
+                training = waiting.popleft()
+                if training.go_on():
+                    waiting.append(training)
+        return {run: training.keep() for run, training in zip(runs, trainings, strict=True)}
 
-        cpu, busy, started = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic()
-        shown, is_ended = 0.0, False
-        with (folder / LOG).open("w") as log, _confined(run.cores):
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-            try:
-                while process.poll() is None:
-                    _wait(process, _POLL_SECONDS)
-                    epochs = _epochs(written())
-                    before, shown = shown, run.progress(epochs)
-                    progress.update(shown - before)
-                    if not is_ended and run.is_over(epochs):
-                        is_ended = True
-                        process.terminate()
-            finally:
-                _stop(process)
-        progress.update(run.length - shown)
-        elapsed = time.monotonic() - started
-        cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
-        path = written()
-        failed = process.returncode not in (0, EXIT_INTERRUPTED if is_ended else 0)
-        if failed or path is None or not _epochs(path):
-            lines = (folder / LOG).read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
-            what = f"ended with code {process.returncode}" if failed else "has trained no epoch"
-            raise RunError("\n".join([f"{run.name} {what}:", *lines, f"all of it is in {folder / LOG}"]))
+
+class _Training:
+    """A run under way.
+
+    Args:
+        runner: whose run it is.
+        in_turns: it waits after every epoch.
+    """
+
+    def __init__(self, runner: Runner, run: Run, progress: tqdm[Any], in_turns: bool) -> None:
+        self._run, self._progress, self._machine = run, progress, runner.machine
+        self._folder = runner.folder(run)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._earlier = set(self._folder.iterdir())  # what is left of attempts that were stopped
+        command = (*runner.launcher, *run.arguments, "--output", str(self._folder))
+        self._process = TrainingProcess(command, self._folder / LOG, run.cores, in_turns)
+        self._shown, self._is_ended = 0.0, False
+
+    def go_on(self) -> bool:
+        """Train until the turn or the run is over; return whether there is more to come.
+
+        Raises:
+            RunError: it failed.
+        """
+        if self._process.go_on(self._watch):
+            self._watch()
+            return True
+        self._progress.update(self._run.length - self._shown)
+        failed = self._process.returncode not in (0, EXIT_INTERRUPTED if self._is_ended else 0)
+        if failed or not _epochs(self._written()):
+            log = self._folder / LOG
+            lines = log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+            what = f"ended with code {self._process.returncode}" if failed else "has trained no epoch"
+            raise RunError("\n".join([f"{self._run.name} {what}:", *lines, f"all of it is in {log}"]))
+        return False
+
+    def keep(self) -> Outcome:
+        """Write down what was measured, which finishes the run; return its outcome."""
+        run, process, written = self._run, self._process, self._written()
+        assert written is not None
+        foreign = max(0.0, process.busy_seconds - process.cpu_seconds)
         measured = {
             "name": run.name,
             "options": run.arguments,
             "cores": run.cores,
-            "machine": self.machine,
-            "run": path.name,
-            "cpu_seconds": cpu,
-            "foreign_cpu": max(0.0, busy - cpu) / (elapsed * (psutil.cpu_count() or 1)),
+            "machine": self._machine,
+            "run": written.name,
+            "cpu_seconds": process.cpu_seconds,
+            "foreign_cpu": foreign / (process.seconds * (psutil.cpu_count() or 1)),
         }
-        with atomic_file(folder / MEASURED) as temporary:
+        with atomic_file(self._folder / MEASURED) as temporary:
             temporary.write_text(json.dumps(measured, indent=2) + "\n")
-        return _read(path, measured)
+        return _read(written, measured)
+
+    def close(self) -> None:
+        """End it if it still runs."""
+        self._process.close()
+
+    def _watch(self) -> bool:
+        """Show how far it has come; return whether it is to be ended."""
+        epochs = _epochs(self._written())
+        before, self._shown = self._shown, self._run.progress(epochs)
+        self._progress.update(self._shown - before)
+        self._is_ended = self._is_ended or self._run.is_over(epochs)
+        return self._is_ended
+
+    def _written(self) -> Path | None:
+        """Return the folder that engine.train has made; None where there is none yet."""
+        return next((path for path in self._folder.iterdir() if path.is_dir() and path not in self._earlier), None)
 
 
 @contextmanager
@@ -286,18 +323,9 @@ def runs_folder(named: Path | None, program: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _confined(cores: int) -> Iterator[None]:
-    """Let what this thread starts use so many of the cores that it may use itself; with 0 all of them."""
-    if not cores:
-        yield
-        return
-    usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(usable)[:cores])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, usable)
+def _together(run: Run) -> object:
+    """Return what tells a run's group, or the run where it has none, from others."""
+    return run.group or run
 
 
 def settled(epochs: Sequence[Record]) -> list[Record]:
@@ -314,21 +342,3 @@ def _epochs(path: Path | None) -> tuple[Record, ...]:
 def _read(path: Path, measured: Mapping[str, Any]) -> Outcome:
     config = read_toml(path / "config.toml", Config())
     return Outcome(path, config, _epochs(path), measured["cpu_seconds"], measured["foreign_cpu"])
-
-
-def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
-    """Wait for a process to end; return whether it has."""
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process that is still running, with time to save and to end its workers."""
-    if process.poll() is None:
-        process.terminate()
-        if not _wait(process, _STOP_SECONDS):
-            process.kill()
-            process.wait()

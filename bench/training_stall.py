@@ -1,7 +1,7 @@
 """Data stall: how much slower a model trains on a loader's images than on synthetic ones, which cost nothing.
 
-The stall is ``1 - rate / rate on synthetic images`` within a round; name and method are those of Mohan et
-al., "Analyzing and Mitigating Data Stalls in DNN Training" (VLDB 2021).
+The stall is ``1 - rate / rate on synthetic images`` within a round, whose runs take turns epoch by epoch; name and
+method are those of Mohan et al., "Analyzing and Mitigating Data Stalls in DNN Training" (VLDB 2021).
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def plan(
 
     def run(resolution: int, loader: str, number: int) -> Run:
         options = ("--loader", loader, "--resolutions", str(resolution), "--epochs", str(epochs), "--seed", str(number))
-        return Run(f"{loader}, {resolution} px, round {number + 1}", (*arguments, *options), epochs)
+        turn = f"{resolution} px, round {number + 1}"
+        return Run(f"{loader}, {turn}", (*arguments, *options), epochs, group=turn)
 
     return {
         (resolution, loader): [run(resolution, loader, number) for number in range(rounds)]
@@ -187,7 +188,7 @@ def legend() -> str:
     return (
         "images/s: of training steps, without evaluation and without the first epoch; median (smallest-largest) over "
         "the rounds.\n"
-        "data stall: 1 - images/s over that on synthetic images in the same round.\n"
+        "data stall: 1 - images/s over that on synthetic images, of runs that take turns epoch by epoch.\n"
         "waiting: share of the training time in which a step waited for its batch. On a CPU a loader also takes cores "
         "from the model, so that the stall is more than the waiting."
     )

@@ -3,9 +3,9 @@
     python bench/transform_training.py --loaders torch,dali,ffcv,roi --resolutions 96 --rounds 3
 
 Both lists hold the same transforms. One crops first and converts last; the other converts and normalizes whole photos
-before it crops them. ``python -m engine.train --transforms`` trains with each in turns, with every loader, in a process
-of its own for each run. Below the tables stands what the lists cost by themselves as they are written, of which
-bench/transform_order.py has more.
+before it crops them. ``python -m engine.train --transforms`` trains with each of them, in two processes that take turns
+epoch by epoch, with every loader. Below the tables stands what the lists cost by themselves as they are written, of
+which bench/transform_order.py has more.
 
 With ``--output`` the runs are kept, and a command that is repeated there makes only those that are missing.
 """
@@ -156,7 +156,12 @@ def plan(
             for name, file in files.items():
                 options = (*arguments, "--loader", loader, "--transforms", str(file), "--epochs", str(epochs))
                 cells[resolution, loader, name] = [
-                    Run(f"{loader}, {resolution} px, {name}, round {turn + 1}", (*options, "--seed", str(turn)), epochs)
+                    Run(
+                        f"{loader}, {resolution} px, {name}, round {turn + 1}",
+                        (*options, "--seed", str(turn)),
+                        epochs,
+                        group=f"{loader}, {resolution} px, round {turn + 1}",
+                    )
                     for turn in range(rounds)
                 ]
     return cells
@@ -245,7 +250,7 @@ def sentences(found: Sequence[Result], costs: Costs) -> list[str]:
 _LEGEND = (
     "images/s: of training steps, without evaluation and without the first epoch; median (smallest-largest) over the "
     "rounds.\n"
-    "ratio: badly over well ordered, within rounds. CPU time: likewise, of whole runs.\n"
+    "ratio: badly over well ordered, of two runs that take turns epoch by epoch. CPU time: likewise, of whole runs.\n"
     "waiting: share of the training time in which a step of the badly ordered list waited for its batch."
 )
 
@@ -258,7 +263,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--loaders", type=listed(str, USUAL_LOADERS), help=f"of {', '.join(USUAL_LOADERS)}; without it the installed")
     add("--resolutions", type=listed(positive), default="96", help="sides of the crops, pixels")
     add("--rounds", type=positive, default=3, help="runs of each loader, size and order")
-    add("--epochs", type=positive, default=3, help="epochs of a run; the first does not count")
+    add("--epochs", type=positive, default=8, help="epochs of a run; the first does not count")
     add_device(parser)
     add_reports(parser)
     options = parser.parse_args(argv)

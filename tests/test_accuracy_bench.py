@@ -61,11 +61,12 @@ def test_the_command_makes_each_run_once(
 ) -> None:
     made: list[Run] = []
 
-    def train(runner: Runner, run: Run, progress: Any) -> Outcome:
+    def train(runner: Runner, together: Sequence[Run], progress: Any) -> dict[Run, Outcome]:
+        (run,) = together
         made.append(run)
         given = dict(zip(run.options[1::2], run.options[2::2], strict=True))
         found = outcome(80 + int(given["--seed"]) - len(given["--loader"]), int(given["--seed"]))
-        return replace(found, config=replace(found.config, loader=LoaderConfig(loader="torch")))
+        return {run: replace(found, config=replace(found.config, loader=LoaderConfig(loader="torch")))}
 
     monkeypatch.setattr(Runner, "_train", train)
     options = ["--data", "demo", "--loaders", "torch,dali", "--seeds", "0,1", "--epochs", "1", "--resolutions", "32,48"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import training, training_loop, training_runs, training_stall
+from bench import epoch_turns, training, training_loop, training_stall
 from bench.measure import Measurement, Ratio, Round
 from bench.training_charts import Line, time_chart
 from bench.training_curves import Cost, Point, Statistics, equal_time_epochs, mean_curve, seconds_to
@@ -188,9 +187,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Let no process be started: runs appear as soon as they are asked for, and are listed."""
     runs: list[Run] = []
 
-    def train(runner: Runner, run: Run, progress: object) -> Outcome:
-        runs.append(run)
-        return write_run(runner, run)
+    def train(runner: Runner, together: Sequence[Run], progress: object) -> dict[Run, Outcome]:
+        runs.extend(together)
+        return {run: write_run(runner, run) for run in together}
 
     monkeypatch.setattr(Runner, "_train", train)
     return runs
@@ -332,18 +331,12 @@ def test_a_run_is_made_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a finished run is not repeated")
 
-    monkeypatch.setattr(training_runs.subprocess, "Popen", refuse)
+    monkeypatch.setattr(epoch_turns.subprocess, "Popen", refuse)
     again = runner.make("runs", [[run], [run]], lambda outcomes: seen.append(len(outcomes)))[run]
     assert again == first
     assert seen == [1, 1, 1]
     assert Runner(tmp_path / "runs", "elsewhere").find(run) is None
     assert runner.find(Run(run.name, (*options, "--lr", "0.1"), 2)) is None
-
-
-def test_a_process_that_is_left_is_ended() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    training_runs._stop(process)
-    assert process.returncode is not None
 
 
 # The chart

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,11 @@ def test_the_orders_take_turns_and_the_first_of_them_changes(tmp_path: Path) -> 
 def test_the_command_writes_what_it_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(Runner, "_train", lambda runner, run, progress: write_run(runner, run))
+    def train(runner: Runner, together: Sequence[Run], progress: object) -> dict[Run, Outcome]:
+        assert {order for run in together for order in (WELL, BADLY) if order in run.name} == {WELL, BADLY}
+        return {run: write_run(runner, run) for run in together}
+
+    monkeypatch.setattr(Runner, "_train", train)
     monkeypatch.setattr(transform_training, "machine_costs", PixelCosts)
     data = image_folder(tmp_path / "colors", train=6, val=3)
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}

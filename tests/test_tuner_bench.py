@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import training_runs, tuner
+from bench import epoch_turns, tuner
 from bench.training_runs import LOG, MEASURED, Outcome, Run, RunError, Runner
 from bench.tuner_choices import AUTO, Case, Result, decisions, in_turns, plan, results, sentences, settled_rate
 from engine.config import Config, LoaderConfig, ResolutionConfig, RunConfig
@@ -185,7 +185,7 @@ def test_a_run_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(training_runs, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(epoch_turns, "_POLL_SECONDS", 0.05)
     run = Run("a", ("data",), 0, seconds=2.0, at_most=9.0)
     runner = Runner(tmp_path / "runs", "here")
     made = runner.make("runs", [[run]], lambda outcomes: None)
@@ -198,7 +198,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Let no process be started: runs appear as soon as they are asked for, and are listed."""
     runs: list[Run] = []
 
-    def train(runner: Runner, run: Run, progress: object) -> Outcome:
+    def train(runner: Runner, together: Sequence[Run], progress: object) -> dict[Run, Outcome]:
+        (run,) = together
         runs.append(run)
         given = dict(zip(run.options[1::2], run.options[2::2], strict=True))
         path = runner.folder(run) / "the-run"
@@ -216,7 +217,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         (path.parent / MEASURED).write_text(json.dumps({"run": path.name, "cpu_seconds": 1.0, "foreign_cpu": 0.2}))
         found = runner.find(run)
         assert found is not None
-        return found
+        return {run: found}
 
     monkeypatch.setattr(Runner, "_train", train)
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)

@@ -1,0 +1,179 @@
+"""Processes that train: one alone, or several that take turns, of which each waits for the others after every epoch.
+
+    python -m bench.epoch_turns FD engine.train demo --epochs 2
+
+Between epochs of two runs that take turns lie seconds, not minutes, so that what else a machine does, and how fast its
+cores are for the moment, falls on both alike. bench/training_runs.py starts the processes; FD is the number of the
+socket over which they are told to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bench.resources import machine_cpu_seconds, tree_cpu_seconds
+from engine.rundir import RunDirectory
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TURN = b"."  # to a process: go on; from it: an epoch is over
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 60.0
+
+
+class TrainingProcess:
+    """A process that trains.
+
+    Args:
+        command: the module that Python is to run, and its arguments.
+        log: file of what it prints; written anew.
+        cores: it may use so many of those that this process may use; 0 for all of them.
+        in_turns: it waits after every epoch.
+
+    Attributes:
+        seconds: how long it has run, without what it has waited for its turn.
+        cpu_seconds: CPU time of the process and of all that it has started.
+        busy_seconds: CPU time of the whole machine in ``seconds``.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, cores: int = 0, in_turns: bool = False) -> None:
+        self._command, self._log, self._cores, self._in_turns = command, log, cores, in_turns
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self.seconds = self.cpu_seconds = self.busy_seconds = 0.0
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None while it runs or has not begun."""
+        return self._process.returncode if self._process else None
+
+    def go_on(self, watch: Callable[[], bool]) -> bool:
+        """Start it, or tell it to go on, and wait until it has ended or its turn is over.
+
+        Args:
+            watch: called twice a second; when it returns True the process is asked to save and end.
+
+        Returns:
+            Whether there is more to come.
+        """
+        cpu, busy, started = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic()
+        if self._process is None:
+            self._process = self._start()
+        else:
+            self._tell()
+        is_asked = False
+        while not self._waited(self._process):
+            if watch() and not is_asked:
+                is_asked = True
+                self._process.terminate()
+        self.seconds += time.monotonic() - started
+        self.cpu_seconds += tree_cpu_seconds() - cpu
+        self.busy_seconds += machine_cpu_seconds() - busy
+        return self._process.returncode is None
+
+    def close(self) -> None:
+        """End it if it still runs, with time to save and to end its workers."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            self._tell()  # one that waits for its turn looks for signals when it has gone on
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        modules = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": modules, "TQDM_MININTERVAL": "30"}  # few lines in the log
+        with ExitStack() as stack:
+            launcher, passed = ["-m"], list[int]()
+            if self._in_turns:
+                self._socket, theirs = socket.socketpair()
+                passed = [stack.enter_context(theirs).fileno()]
+                launcher += ["bench.epoch_turns", str(passed[0])]
+            log = stack.enter_context(self._log.open("w"))
+            stack.enter_context(_confined(self._cores))
+            return subprocess.Popen(
+                [sys.executable, *launcher, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=passed,
+            )
+
+    def _tell(self) -> None:
+        """Let it go on if it waits; one that has died meanwhile is found by its exit status."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.send(_TURN)
+
+    def _waited(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait a moment for the end of the turn or of the process; return whether one of them has come."""
+        if self._socket is not None:
+            if not select.select([self._socket], [], [], _POLL_SECONDS)[0]:
+                return process.poll() is not None
+            with suppress(OSError):
+                if self._socket.recv(1):
+                    return True
+        try:
+            process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+@contextmanager
+def _confined(cores: int) -> Iterator[None]:
+    """Let what this thread starts use so many of the cores that it may use itself; with 0 all of them."""
+    if not cores:
+        yield
+        return
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(usable)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+def wait_after_epochs(turns: socket.socket) -> None:
+    """Let every run of this process, after it has recorded an epoch, say so and wait until it is told to go on.
+
+    Evaluation is over by then. It does not wait any more once the other end is closed.
+    """
+    record_epoch = RunDirectory.record_epoch
+
+    def record_and_wait(run: RunDirectory, values: dict[str, Any], step: int) -> None:
+        record_epoch(run, values, step)
+        with suppress(OSError):
+            turns.send(_TURN)
+            turns.recv(1)
+
+    RunDirectory.record_epoch = record_and_wait  # type: ignore[assignment]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a module as ``python -m`` does, in turns."""
+    number, module, *arguments = sys.argv[1:] if argv is None else argv
+    turns = socket.socket(fileno=int(number))
+    turns.set_inheritable(False)
+    wait_after_epochs(turns)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
