@@ -93,7 +93,7 @@ SECTIONS = {
         "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 16 "
         "--rounds 5",
         f"--loaders torch --resolutions 32 --epochs 1 --rounds 1 {_SMALL}",
-        minutes=10,
+        minutes=22,
         keeps_runs=True,
     ),
     "training-loop": Section(
@@ -109,7 +109,7 @@ SECTIONS = {
         "--experiment stall --loaders torch,dali,ffcv,roi --num-workers 2 --model resnet10t --resolutions 96 "
         "--stall-epochs 10 --rounds 3",
         f"--experiment stall --loaders torch --resolutions 32 --stall-epochs 1 --rounds 1 {_SMALL}",
-        minutes=9,
+        minutes=8,
         keeps_runs=True,
     ),
     "tuner": Section(
