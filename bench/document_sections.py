@@ -117,7 +117,7 @@ SECTIONS = {
         "--loaders torch,dali,roi --seconds 5 --rounds 3 --options '--threads 1'",
         "--loaders torch --cores 1 --num-workers 1 --situations loading --limit-train 64 --seconds 1 "
         "--settling 1 --rounds 1",
-        minutes=20,
+        minutes=30,
         keeps_runs=True,
     ),
     "predictions": Section(

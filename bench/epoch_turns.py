@@ -49,6 +49,7 @@ class TrainingProcess:
         self._command, self._log, self._cores, self._in_turns = command, log, cores, in_turns
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._is_asked = False
         self.seconds = self.cpu_seconds = self.busy_seconds = 0.0
 
     @property
@@ -60,7 +61,8 @@ class TrainingProcess:
         """Start it, or tell it to go on, and wait until it has ended or its turn is over.
 
         Args:
-            watch: called twice a second; when it returns True the process is asked to save and end.
+            watch: called before it goes on and twice a second; when it returns True the process is asked to save and
+                end.
 
         Returns:
             Whether there is more to come.
@@ -69,12 +71,10 @@ class TrainingProcess:
         if self._process is None:
             self._process = self._start()
         else:
+            self._ask(self._process, watch)
             self._tell()
-        is_asked = False
         while not self._waited(self._process):
-            if watch() and not is_asked:
-                is_asked = True
-                self._process.terminate()
+            self._ask(self._process, watch)
         self.seconds += time.monotonic() - started
         self.cpu_seconds += tree_cpu_seconds() - cpu
         self.busy_seconds += machine_cpu_seconds() - busy
@@ -113,6 +113,12 @@ class TrainingProcess:
                 env=environment,
                 pass_fds=passed,
             )
+
+    def _ask(self, process: subprocess.Popen[bytes], watch: Callable[[], bool]) -> None:
+        """Ask it to save and end where ``watch`` returns True, once: a second time would not let it save."""
+        if watch() and not self._is_asked:
+            self._is_asked = True
+            process.terminate()
 
     def _tell(self) -> None:
         """Let it go on if it waits; one that has died meanwhile is found by its exit status."""

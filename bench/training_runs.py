@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ class Run:
         options: of ``python -m engine.train``, without ``--output``.
         epochs: how many it has; 0 where it is ended after some seconds.
         seconds: of training in settled epochs, after which it is ended.
-        at_most: seconds after which it is ended though fewer of them were settled.
+        at_most: seconds of training after which it is ended though fewer of them were settled.
         cores: it may use so many of those that this process may use; 0 for all of them.
-        group: runs of one group are made at the same time and take turns, epoch by epoch (see bench/epoch_turns.py).
-            Without a name a run is made by itself.
+        group: runs of one group are made at the same time and take turns, epoch by epoch (see bench/epoch_turns.py);
+            those that are ended after some seconds are ended when all of them have had theirs. Without a name a run is
+            made by itself.
     """
 
     name: str
@@ -77,13 +79,13 @@ class Run:
         """Return how far it has come with these epochs."""
         if self.epochs:
             return len(epochs)
-        return min(self.seconds, sum(float(epoch["train_seconds"]) for epoch in settled(epochs)))
+        return min(self.seconds, _train_seconds(settled(epochs)))
 
-    def is_over(self, epochs: Sequence[Record]) -> bool:
-        """Whether it is to be ended; one that has a number of epochs ends by itself."""
-        if self.epochs or len(epochs) < 2:
-            return False
-        return self.progress(epochs) >= self.seconds or float(epochs[-1]["time"]) >= self.at_most
+    def has_enough(self, epochs: Sequence[Record]) -> bool:
+        """Whether these epochs are all that it is made for."""
+        if self.epochs:
+            return len(epochs) >= self.epochs
+        return len(epochs) > 1 and (self.progress(epochs) >= self.seconds or _train_seconds(epochs) >= self.at_most)
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class Runner:
             waiting = deque(trainings)
             while waiting:
                 training = waiting.popleft()
-                if training.go_on():
+                if training.go_on(lambda: all(other.has_enough for other in trainings)):
                     waiting.append(training)
         return {run: training.keep() for run, training in zip(runs, trainings, strict=True)}
 
@@ -230,6 +232,9 @@ class _Training:
     Args:
         runner: whose run it is.
         in_turns: it waits after every epoch.
+
+    Attributes:
+        has_enough: it has trained the epochs or the seconds that it is made for.
     """
 
     def __init__(self, runner: Runner, run: Run, progress: tqdm[Any], in_turns: bool) -> None:
@@ -240,15 +245,22 @@ class _Training:
         command = (*runner.launcher, *run.arguments, "--output", str(self._folder))
         self._process = TrainingProcess(command, self._folder / LOG, run.cores, in_turns)
         self._shown, self._is_ended = 0.0, False
+        self.has_enough = False
 
-    def go_on(self) -> bool:
-        """Train until the turn or the run is over; return whether there is more to come.
+    def go_on(self, have_all_enough: Callable[[], bool]) -> bool:
+        """Train until the turn or the run is over.
+
+        Args:
+            have_all_enough: whether a run that does not end by itself is to be ended.
+
+        Returns:
+            Whether there is more to come.
 
         Raises:
             RunError: it failed.
         """
-        if self._process.go_on(self._watch):
-            self._watch()
+        if self._process.go_on(partial(self._watch, have_all_enough)):
+            self._look()
             return True
         self._progress.update(self._run.length - self._shown)
         failed = self._process.returncode not in (0, EXIT_INTERRUPTED if self._is_ended else 0)
@@ -281,13 +293,18 @@ class _Training:
         """End it if it still runs."""
         self._process.close()
 
-    def _watch(self) -> bool:
-        """Show how far it has come; return whether it is to be ended."""
+    def _watch(self, have_all_enough: Callable[[], bool]) -> bool:
+        """Look how far it has come; return whether it is to be ended."""
+        self._look()
+        self._is_ended = self._is_ended or (not self._run.epochs and have_all_enough())
+        return self._is_ended
+
+    def _look(self) -> None:
+        """Find out how far it has come, and show it."""
         epochs = _epochs(self._written())
         before, self._shown = self._shown, self._run.progress(epochs)
         self._progress.update(self._shown - before)
-        self._is_ended = self._is_ended or self._run.is_over(epochs)
-        return self._is_ended
+        self.has_enough = self._run.has_enough(epochs)
 
     def _written(self) -> Path | None:
         """Return the folder that engine.train has made; None where there is none yet."""
@@ -331,6 +348,10 @@ def _together(run: Run) -> object:
 def settled(epochs: Sequence[Record]) -> list[Record]:
     """Return the epochs that began with the workers that stay: not the first one, nor those in which a tuner tries."""
     return [epoch for before, epoch in pairwise(epochs) if before.get("workers_settled", True)]
+
+
+def _train_seconds(epochs: Sequence[Record]) -> float:
+    return sum(float(epoch["train_seconds"]) for epoch in epochs)
 
 
 def _epochs(path: Path | None) -> tuple[Record, ...]:

@@ -3,10 +3,11 @@
     python bench/tuner.py --data DIR --loaders torch,dali,roi --cores 2,1 --rounds 3 --output RUNS --html tuner.html
 
 In one situation loading is the limit, with a model that is hardly any; in the other one the model is. Every run is one
-of ``python -m engine.train`` in a process of its own, on so many cores. What counts are the epochs after the tuner has
-settled, and of fixed numbers all but the first epoch; a run ends when it has some seconds of them. ``roi`` reads the
-files as they are: from a packed set it is so quick that any model is the limit. With ``--output`` the runs are kept,
-and a command that is repeated there makes only those that are missing.
+of ``python -m engine.train`` in a process of its own, on so many cores. Those that are compared are there at the same
+time and take turns, epoch by epoch. What counts are the epochs after the tuner has settled, and of fixed numbers those
+between them; a round ends when each has some seconds of them. ``roi`` reads the files as they are: from a packed set it
+is so quick that any model is the limit. With ``--output`` the runs are kept, and a command that is repeated there makes
+only those that are missing.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=32, help="images of a batch")
     add("--limit-train", type=positive, help="use so many training images, drawn by the seed")
     add("--options", type=shlex.split, default="", help="further options of engine.train, in one pair of quotes")
-    add("--seconds", type=seconds, default=6.0, help="training of a run that counts: it ends after so much")
-    add("--settling", type=seconds, default=60.0, help="or when the tuner has not settled for so many seconds")
+    add("--seconds", type=seconds, default=6.0, help="of training that have to count of each run")
+    add("--settling", type=seconds, default=60.0, help="or of training more, though the tuner has not settled")
     add("--rounds", type=positive, default=3, help="runs of each setting")
     add("--output", type=Path, metavar="DIR", help="keep the runs here, and go on with those that are there")
     add_device(parser)

@@ -64,7 +64,7 @@ def plan(cases: Sequence[Case], arguments: Sequence[str], seconds: float, at_mos
         cases: what to compare.
         arguments: of engine.train, for all runs.
         seconds: of training that count.
-        at_most: seconds after which a run is ended though fewer of them count.
+        at_most: seconds of training after which a run is ended though fewer of them count.
         rounds: runs of each setting.
     """
 
@@ -77,8 +77,9 @@ def plan(cases: Sequence[Case], arguments: Sequence[str], seconds: float, at_mos
             "seed": number,
         }
         options = (word for name, value in given.items() for word in (f"--{name}", str(value)))
-        name = f"{case.situation}, {case.name}, {setting_name(workers)}, round {number + 1}"
-        return Run(name, (*arguments, *options), 0, seconds, at_most, case.cores)
+        group = f"{case.situation}, {case.name}, round {number + 1}"
+        name = f"{group}, {setting_name(workers)}"
+        return Run(name, (*arguments, *options), 0, seconds, at_most, case.cores, group)
 
     return {
         (case, workers): [run(case, workers, number) for number in range(rounds)]
@@ -97,9 +98,17 @@ def in_turns(cells: Cells) -> list[list[Run]]:
     return [list(turn) for turn in zip(*cells.values(), strict=True)]
 
 
-def settled_rate(outcome: Outcome) -> float:
-    """Return images per second of the settled epochs; where there is none, of the last one."""
-    return training_rate(settled(outcome.epochs) or outcome.epochs[-1:]) or 0.0
+def settled_rates(outcomes: Mapping[int, Outcome]) -> dict[int, float]:
+    """Return images per second of each setting in a round.
+
+    What counts are the epochs since the tuner has settled, and of the fixed numbers those between them, so that what
+    else the machine did in that time fell on all alike. Where there is none, the last one of each counts.
+    """
+    counted = set.intersection(*({epoch["epoch"] for epoch in settled(run.epochs)} for run in outcomes.values()))
+    return {
+        workers: training_rate([epoch for epoch in run.epochs if epoch["epoch"] in counted] or run.epochs[-1:]) or 0.0
+        for workers, run in outcomes.items()
+    }
 
 
 def decisions(outcome: Outcome) -> list[str]:
@@ -121,9 +130,16 @@ class Result:
     outcomes: Mapping[int, Sequence[Outcome]]
 
     @property
+    def rounds(self) -> list[dict[int, float]]:
+        """Images per second of each setting in each round, once the tuner has settled."""
+        rounds = zip(*self.outcomes.values(), strict=True)
+        return [settled_rates(dict(zip(self.outcomes, runs, strict=True))) for runs in rounds]
+
+    @property
     def rates(self) -> dict[int, Spread]:
-        """Images per second of each setting, once the tuner has settled."""
-        return {workers: Spread.of(list(map(settled_rate, runs))) for workers, runs in self.outcomes.items()}
+        """Images per second of each setting, over the rounds."""
+        rounds = self.rounds
+        return {workers: Spread.of([rates[workers] for rates in rounds]) for workers in self.outcomes}
 
     @property
     def chosen(self) -> list[int]:
@@ -150,27 +166,27 @@ class Result:
     @property
     def ratio(self) -> Spread:
         """Of the tuner's rate to the best number's, within rounds."""
-        pairs = zip(self.outcomes[AUTO], self.outcomes[self.best], strict=True)
-        return Spread.of([settled_rate(mine) / settled_rate(theirs) for mine, theirs in pairs])
+        best = self.best
+        return Spread.of([rates[AUTO] / rates[best] for rates in self.rounds])
 
     @property
-    def chosen_ratio(self) -> float | None:
+    def chosen_ratio(self) -> Spread | None:
         """Of the rate with the number chosen, as a fixed one, to the best number's; None where it was not measured.
 
         What it differs by from ``ratio`` is chance and what a tuner costs after it has settled, which is nothing.
         """
-        rates = self.rates
-        if not rates.keys() >= set(self.chosen):
+        if not self.outcomes.keys() >= set(self.chosen):
             return None
-        return min(rates[number].median for number in self.chosen) / rates[self.best].median
+        best = self.best
+        return Spread.of([rates[chosen] / rates[best] for chosen, rates in zip(self.chosen, self.rounds, strict=True)])
 
     @property
     def verdict(self) -> str:
         """Whether the tuner's choice is as good as the best, in words."""
-        rates = self.rates
-        if self.ratio.median >= 1 - TOLERANCE:
+        ratio = self.ratio
+        if ratio.median >= 1 - TOLERANCE:
             return f"within {TOLERANCE:.0%}"
-        return "within the spread" if rates[AUTO].max >= rates[self.best].min else "slower"
+        return "within the spread" if ratio.max >= 1 else "slower"
 
     @property
     def is_met(self) -> bool:
@@ -195,11 +211,11 @@ class Result:
             "best": self.best,
             "enough": self.enough,
             "ratio": asdict(self.ratio),
-            "chosen_ratio": self.chosen_ratio,
+            "chosen_ratio": asdict(self.chosen_ratio) if self.chosen_ratio else None,
             "verdict": self.verdict,
             "is_met": self.is_met,
             "images_per_second": {setting_name(workers): asdict(rate) for workers, rate in self.rates.items()},
-            "rounds": {setting_name(workers): list(map(settled_rate, runs)) for workers, runs in self.outcomes.items()},
+            "rounds": {setting_name(workers): [rates[workers] for rates in self.rounds] for workers in self.outcomes},
             "decisions": [decisions(outcome) for outcome in self.outcomes[AUTO]],
             "disturbed_rounds": sum(outcome.is_disturbed for outcome in self.all_outcomes),
             "machine": machine,
@@ -244,7 +260,7 @@ def _sheet(situation: Situation, results: Sequence[Result]) -> Sheet:
 
 
 def _row(result: Result, numbers: Sequence[int]) -> list[str]:
-    rates, ratio = result.rates, result.ratio
+    rates = result.rates
     foreign = max(outcome.foreign_cpu for outcome in result.all_outcomes)
     disturbed = any(outcome.is_disturbed for outcome in result.all_outcomes)
     return [
@@ -254,8 +270,8 @@ def _row(result: Result, numbers: Sequence[int]) -> list[str]:
         _rate(rates[AUTO]),
         _counts(result.chosen) + "?" * bool(result.unsettled),
         str(result.enough),
-        f"{ratio.median:.3f} ({ratio.min:.3f}-{ratio.max:.3f})",
-        "" if result.chosen_ratio is None else f"{result.chosen_ratio:.3f}",
+        _ratio(result.ratio),
+        _ratio(result.chosen_ratio) if result.chosen_ratio else "",
         result.verdict,
         f"{foreign:.0%}" + "*" * disturbed,
     ]
@@ -263,6 +279,10 @@ def _row(result: Result, numbers: Sequence[int]) -> list[str]:
 
 def _rate(rate: Spread) -> str:
     return f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})"
+
+
+def _ratio(ratio: Spread) -> str:
+    return f"{ratio.median:.3f} ({ratio.min:.3f}-{ratio.max:.3f})"
 
 
 def _counts(numbers: Sequence[int]) -> str:
@@ -310,9 +330,9 @@ def sentences(results: Sequence[Result]) -> list[str]:
 def _legend() -> str:
     """Return what the columns mean."""
     return (
-        "images/s of training with a fixed number of workers and with --num-workers auto once the tuner has settled, "
-        "without the first epoch and without evaluation; median (smallest-largest) over the rounds.\n"
+        "images/s of training with a fixed number of workers and with --num-workers auto, in turns epoch by epoch, "
+        "once the tuner has settled, without evaluation; median (smallest-largest) over the rounds.\n"
         "chosen: by the tuner (?: it had not settled in a run). enough: the fewest workers within 5 % of the best, or "
-        "within its spread. auto / best: within rounds, to the number with the highest median. chosen / best: the same "
-        "of the runs with the chosen number fixed, medians."
+        "within its spread. auto / best: within rounds, to the number with the highest median; within the spread: it "
+        "was as fast in one of them. chosen / best: the same of the runs with the chosen number fixed."
     )

@@ -14,7 +14,9 @@ import pytest
 from bench import epoch_turns
 from bench.epoch_turns import TrainingProcess
 from bench.training_runs import MEASURED, Outcome, Run, RunError, Runner
+from engine.config import Config
 from engine.rundir import RunDirectory
+from engine.stopping import EXIT_INTERRUPTED
 from tests.folders import image_folder
 
 # Runs of a group
@@ -51,6 +53,37 @@ def test_runs_of_a_group_take_turns_after_each_epoch(tmp_path: Path, monkeypatch
     seen.clear()
     assert runner.make("runs", [runs], lambda outcomes: None) == made
     assert seen == [], "what is finished is not repeated"
+
+
+def test_runs_of_a_group_are_ended_when_all_have_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "program"
+    program.write_text(
+        f"""#!{sys.executable}
+import json, pathlib, shutil, signal, socket, sys
+ended = []
+signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+turns, folder = socket.socket(fileno=int(sys.argv[3])), pathlib.Path(sys.argv[-1])
+(folder / "run").mkdir()
+shutil.copy({str(tmp_path / "config.toml")!r}, folder / "run")
+seconds, epoch = 3.0 if "slow" in folder.name else 1.0, 0
+while not ended:
+    with (folder / "run" / "metrics.jsonl").open("a") as file:
+        record = dict(kind="epoch", epoch=epoch, train_seconds=seconds, images_per_second=1.0)
+        file.write(json.dumps(record) + chr(10))
+    epoch += 1
+    turns.send(b".")
+    turns.recv(1)
+sys.exit({EXIT_INTERRUPTED} if len(ended) == 1 else 1)
+"""
+    )
+    program.chmod(0o755)
+    (tmp_path / "config.toml").write_text(Config().to_toml())
+    monkeypatch.setattr(sys, "executable", str(program))
+    runs = [Run(name, (), 0, seconds=3.0, at_most=9.0, group="both") for name in ("slow", "fast")]
+    made = Runner(tmp_path / "runs", "here").make("runs", [runs], lambda outcomes: None)
+    assert [len(outcome.epochs) for outcome in made.values()] == [4, 4], (
+        "the fast one's first epoch and three that count"
+    )
 
 
 def test_of_a_group_all_are_made_again_where_one_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

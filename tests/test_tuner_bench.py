@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import epoch_turns, tuner
+from bench.measure import Spread
 from bench.training_runs import LOG, MEASURED, Outcome, Run, RunError, Runner
-from bench.tuner_choices import AUTO, Case, Result, decisions, in_turns, plan, results, sentences, settled_rate
+from bench.tuner_choices import AUTO, Case, Result, decisions, in_turns, plan, results, sentences, settled_rates
 from engine.config import Config, LoaderConfig, ResolutionConfig, RunConfig
 
 LOADING = Case("loading", "test_byobnet", 32, "torch", 2, (1, 2, 3))
@@ -55,26 +56,37 @@ def result(case: Case, rates: Mapping[int, Sequence[float]], chosen: Sequence[in
 # What counts
 
 
-def test_of_a_fixed_number_all_epochs_but_the_first_count() -> None:
-    assert settled_rate(outcome(10, 100, 300)) == 200
-    assert settled_rate(outcome(10)) == 10
+def test_the_epochs_count_that_begin_when_the_tuner_has_settled() -> None:
+    settled = (False, False, True, True, True)
+    rates = settled_rates(
+        {
+            AUTO: outcome(10, 50, 70, 100, 120, settled=settled),
+            1: outcome(11, 40, 60, 90, 100, 1000),
+            2: outcome(12, 500, 500, 80, 82, 1000),
+        }
+    )
+    assert rates == {AUTO: 110, 1: 95, 2: 81}, "of fixed numbers those between them, not before or after"
 
 
-def test_of_the_tuner_the_epochs_count_that_begin_when_it_has_settled() -> None:
-    assert settled_rate(outcome(10, 50, 70, 100, 120, settled=(False, False, True, True, True))) == 110
-    assert settled_rate(outcome(10, 50, 70, settled=(False, False, False))) == 70, "as good as it is known"
+def test_the_first_epoch_counts_only_where_there_is_no_other() -> None:
+    assert settled_rates({AUTO: outcome(10, 100, 300), 1: outcome(11, 100, 200)}) == {AUTO: 200, 1: 150}
+    never = outcome(10, 50, 70, settled=(False, False, False))
+    assert settled_rates({AUTO: never, 1: outcome(10, 60, 80)}) == {AUTO: 70, 1: 80}, "as good as it is known"
+    assert settled_rates({AUTO: outcome(10), 1: outcome(9)}) == {AUTO: 10, 1: 9}
 
 
-def test_runs_take_turns_on_so_many_cores() -> None:
+def test_runs_of_a_case_take_turns_on_so_many_cores() -> None:
     one_core = Case("loading", "test_byobnet", 32, "roi", 1, (1,))
     turns = in_turns(plan([LOADING, one_core], ["data"], 6.0, 60.0, rounds=2))
     assert [len(turn) for turn in turns] == [6, 6]
     assert [run.cores for run in turns[0]] == [2, 2, 2, 2, 1, 1]
     assert [run.name for run in turns[1][2:5]] == [
-        "loading, torch, 2 cores, 3 workers, round 2",
-        "loading, torch, 2 cores, auto, round 2",
-        "loading, roi, 1 core, 1 worker, round 2",
+        "loading, torch, 2 cores, round 2, 3 workers",
+        "loading, torch, 2 cores, round 2, auto",
+        "loading, roi, 1 core, round 2, 1 worker",
     ]
+    groups = [run.group for turn in turns for run in turn]
+    assert [groups.count(group) for group in dict.fromkeys(groups)] == [4, 2, 4, 2]
     auto = turns[1][3]
     given = dict(zip(auto.arguments[1::2], auto.arguments[2::2], strict=True))
     assert given == {
@@ -83,15 +95,15 @@ def test_runs_take_turns_on_so_many_cores() -> None:
     }  # fmt: skip
 
 
-def test_a_run_is_over_when_enough_of_it_is_settled() -> None:
+def test_a_run_has_enough_when_enough_of_it_is_settled() -> None:
     run = Run("a", ("data",), 0, seconds=2.0, at_most=9.0)
     tries = epochs(*[1.0] * 10, settled=(False, False, True) + (True,) * 7)
-    assert [run.is_over(tries[:count]) for count in range(6)] == [False] * 5 + [True]
+    assert [run.has_enough(tries[:count]) for count in range(6)] == [False] * 5 + [True]
     assert [run.progress(tries[:count]) for count in range(7)] == [0, 0, 0, 0, 1, 2, 2]
     never = epochs(*[1.0] * 10, settled=(False,) * 10)
-    assert [run.is_over(never[:count]) for count in (8, 9)] == [False, True]
-    assert not Run("a", ("data",), 3).is_over(tries)
-    assert not Run("a", ("data",), 0, seconds=0.1, at_most=0.1).is_over(tries[:1]), "the first epoch never counts"
+    assert [run.has_enough(never[:count]) for count in (8, 9)] == [False, True]
+    assert [Run("a", ("data",), 3).has_enough(tries[:count]) for count in (2, 3)] == [False, True]
+    assert not Run("a", ("data",), 0, seconds=0.1, at_most=0.1).has_enough(tries[:1]), "the first epoch never counts"
 
 
 # What is said
@@ -102,8 +114,9 @@ def test_the_ratio_is_taken_within_rounds_to_the_number_with_the_highest_median(
     assert found.best == 2
     assert (found.ratio.min, found.ratio.max) == (0.95, 0.97)
     assert (found.verdict, found.is_met) == ("within 5%", True)
-    assert found.chosen_ratio == 1
-    assert result(LOADING, {1: (150,), 2: (200,), 3: (100,), AUTO: (150,)}, chosen=(1,)).chosen_ratio == 0.75
+    assert found.chosen_ratio == Spread(1, 1, 1)
+    fewer = result(LOADING, {1: (150, 90), 2: (200, 100), 3: (100, 90), AUTO: (150, 95)}, chosen=(1, 2))
+    assert fewer.chosen_ratio == Spread.of([0.75, 1.0])
     assert result(SLOW, {1: (150,), 2: (200,), AUTO: (150,)}, chosen=(3,)).chosen_ratio is None
 
 
@@ -114,8 +127,10 @@ def test_a_choice_that_is_slower_than_chance_is_named() -> None:
         "Loading is the limit: the tuner's choice is within 5%, or within the spread, of the best number in 0 of 1 "
         "case; not torch, 2 cores: 0.502 of 3 workers, chosen 1, enough 2."
     ]
-    within = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (150, 140)}, chosen=(1, 2))
+    within = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (150, 150)}, chosen=(1, 2))
     assert (within.verdict, within.is_met) == ("within the spread", True)
+    never_as_fast = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (150, 149)}, chosen=(1, 2))
+    assert never_as_fast.verdict == "slower"
 
 
 def test_a_slow_model_is_to_take_no_more_workers_than_needed() -> None:
@@ -199,8 +214,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     runs: list[Run] = []
 
     def train(runner: Runner, together: Sequence[Run], progress: object) -> dict[Run, Outcome]:
-        (run,) = together
-        runs.append(run)
+        runs.extend(together)
+        return {run: finished(runner, run) for run in together}
+
+    def finished(runner: Runner, run: Run) -> Outcome:
         given = dict(zip(run.options[1::2], run.options[2::2], strict=True))
         path = runner.folder(run) / "the-run"
         path.mkdir(parents=True)
@@ -217,7 +234,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         (path.parent / MEASURED).write_text(json.dumps({"run": path.name, "cpu_seconds": 1.0, "foreign_cpu": 0.2}))
         found = runner.find(run)
         assert found is not None
-        return {run: found}
+        return found
 
     monkeypatch.setattr(Runner, "_train", train)
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
@@ -245,6 +262,8 @@ def test_the_command_writes_what_it_promises_and_repeats_nothing(
         ("loading", "roi", 1, [1]), ("model", "torch", 2, [1, 2]), ("model", "roi", 2, [1, 2]),
     ]  # fmt: skip
     assert records[0]["images_per_second"]["3 workers"]["median"] == 103
+    rates = {"1 worker": 101, "2 workers": 102, "3 workers": 103, "auto": 101}
+    assert records[0]["rounds"] == {setting: [rate, rate] for setting, rate in rates.items()}
     assert records[0]["decisions"] == [["stays at 1 at 64 px: it waits for nothing"]] * 2
     with files["csv"].open() as file:
         assert len(list(csv.DictReader(file))) == len(records)
