@@ -282,7 +282,8 @@ def _rate(rate: Spread) -> str:
 
 
 def _ratio(ratio: Spread) -> str:
-    return f"{ratio.median:.3f} ({ratio.min:.3f}-{ratio.max:.3f})"
+    spread = f" ({ratio.min:.3f}-{ratio.max:.3f})" if ratio.min < ratio.max else ""
+    return f"{ratio.median:.3f}{spread}"
 
 
 def _counts(numbers: Sequence[int]) -> str:
