@@ -234,7 +234,7 @@ class _Training:
         in_turns: it waits after every epoch.
 
     Attributes:
-        has_enough: it has trained the epochs or the seconds that it is made for.
+        has_enough: it has trained the epochs or the seconds that it is made for, or has ended.
     """
 
     def __init__(self, runner: Runner, run: Run, progress: tqdm[Any], in_turns: bool) -> None:
@@ -262,6 +262,7 @@ class _Training:
         if self._process.go_on(partial(self._watch, have_all_enough)):
             self._look()
             return True
+        self.has_enough = True  # more does not come, so that nobody waits for it
         self._progress.update(self._run.length - self._shown)
         failed = self._process.returncode not in (0, EXIT_INTERRUPTED if self._is_ended else 0)
         if failed or not _epochs(self._written()):

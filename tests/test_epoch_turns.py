@@ -55,7 +55,10 @@ def test_runs_of_a_group_take_turns_after_each_epoch(tmp_path: Path, monkeypatch
     assert seen == [], "what is finished is not repeated"
 
 
-def test_runs_of_a_group_are_ended_when_all_have_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("first", "epochs"), [("slow", [4, 4]), ("short", [2, 4])])
+def test_runs_of_a_group_are_ended_when_all_have_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, epochs: list[int]
+) -> None:
     program = tmp_path / "program"
     program.write_text(
         f"""#!{sys.executable}
@@ -67,6 +70,8 @@ turns, folder = socket.socket(fileno=int(sys.argv[3])), pathlib.Path(sys.argv[-1
 shutil.copy({str(tmp_path / "config.toml")!r}, folder / "run")
 seconds, epoch = 3.0 if "slow" in folder.name else 1.0, 0
 while not ended:
+    if "short" in folder.name and epoch == 2:
+        sys.exit(0)
     with (folder / "run" / "metrics.jsonl").open("a") as file:
         record = dict(kind="epoch", epoch=epoch, train_seconds=seconds, images_per_second=1.0)
         file.write(json.dumps(record) + chr(10))
@@ -79,10 +84,10 @@ sys.exit({EXIT_INTERRUPTED} if len(ended) == 1 else 1)
     program.chmod(0o755)
     (tmp_path / "config.toml").write_text(Config().to_toml())
     monkeypatch.setattr(sys, "executable", str(program))
-    runs = [Run(name, (), 0, seconds=3.0, at_most=9.0, group="both") for name in ("slow", "fast")]
+    runs = [Run(name, (), 0, seconds=3.0, at_most=9.0, group="both") for name in (first, "fast")]
     made = Runner(tmp_path / "runs", "here").make("runs", [runs], lambda outcomes: None)
-    assert [len(outcome.epochs) for outcome in made.values()] == [4, 4], (
-        "the fast one's first epoch and three that count"
+    assert [len(outcome.epochs) for outcome in made.values()] == epochs, (
+        "of the fast one the first and three that count"
     )
 
 
