@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,10 +36,9 @@ from bench.resources import describe_machine
 from bench.tables import Sheet
 from bench.training_charts import Dots, dot_chart
 from bench.training_curves import Statistics
-from bench.training_options import add_engine, engine_arguments, model_for
+from bench.training_options import add_engine, check_runs, engine_arguments, model_for
 from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.variants import USUAL_LOADERS
-from engine.command import load_config
 
 Runs = Mapping[str, Sequence[Run]]  # of each loader, one for each seed
 
@@ -193,11 +191,11 @@ def run(options: argparse.Namespace) -> list[Report]:
 
     Raises:
         ConfigError: engine.train refuses the options.
+        DataError: there are no such data.
         RunError: a run failed.
     """
     runs = plan(options)
-    for of_loader in runs.values():
-        load_config(of_loader[0].options)  # refuse what engine.train would refuse, before the first run
+    check_runs(of_loader[0].options for of_loader in runs.values())
     machine = describe_machine()
     reports: list[Report] = []
 
@@ -217,5 +215,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run under way is ended too
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -31,8 +32,9 @@ def run_program(
         is_wrong: whether the reports show something that must not be.
 
     Returns:
-        The exit code: 0; 1 after an error or where something is wrong; 130 when stopped by Ctrl-C.
+        The exit code: 0; 1 after an error or where something is wrong; 130 when stopped by Ctrl-C or terminated.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
     try:
         reports = run(options)
     except ERRORS as error:

@@ -16,7 +16,6 @@ command that is repeated there makes only those that are missing.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,10 +38,9 @@ from bench.options import (
 from bench.program import run_program
 from bench.reports import Report, write_reports
 from bench.resources import describe_machine
-from bench.training_options import add_engine, engine_arguments, model_for
+from bench.training_options import add_engine, check_runs, engine_arguments, model_for
 from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.variants import USUAL_LOADERS
-from engine.command import load_config
 from engine.values import ConfigError, Target, parse_target
 
 _USUAL_SCHEDULES = ((96,), (64, 96), (64, 80, 96))
@@ -169,15 +167,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what engine.train would refuse, before the first run.
-
-    Raises:
-        ConfigError: the message says what to change.
-    """
+    """Refuse before the first run what engine.train would refuse; see `check_runs`."""
     fixed = [(resolution,) for resolution in options.resolutions] if "stall" in options.experiment else []
     schedules = options.schedules if "schedules" in options.experiment else []
-    for sizes in dict.fromkeys([*fixed, *schedules]):
-        load_config([*options.arguments, "--resolutions", training_schedules.name_of(sizes)])
+    named = dict.fromkeys(training_schedules.name_of(sizes) for sizes in [*fixed, *schedules])
+    check_runs([*options.arguments, "--resolutions", name] for name in named)
 
 
 def run(options: argparse.Namespace) -> list[Report]:
@@ -185,6 +179,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
     Raises:
         ConfigError: engine.train refuses the options.
+        DataError: there are no such data.
         RunError: a run failed.
         CellError: a loop failed.
     """
@@ -209,5 +204,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run under way is ended too
     sys.exit(main())

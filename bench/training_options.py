@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import torch
 
 from bench.options import not_negative, positive
+from engine.command import load_config
 from engine.model import auto_model
+from engine.setup import open_images
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -50,3 +52,18 @@ def engine_arguments(options: argparse.Namespace) -> tuple[str, ...]:
     }
     pairs = chain(*((f"--{name}", str(value)) for name, value in named.items()))
     return (str(folder.resolve()) if folder.is_dir() else options.data, *pairs, *options.options)
+
+
+def check_runs(runs: Iterable[Sequence[str]]) -> None:
+    """Refuse before the first run what engine.train would refuse.
+
+    Args:
+        runs: the options of each; all of them read the same data.
+
+    Raises:
+        ConfigError: an option; the message says what to change.
+        DataError: there are no such data.
+    """
+    configs = [load_config(list(options)) for options in runs]
+    for config in configs[:1]:
+        open_images(config)

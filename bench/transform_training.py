@@ -13,7 +13,6 @@ With ``--output`` the runs are kept, and a command that is repeated there makes 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,11 +39,10 @@ from bench.program import run_program
 from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
-from bench.training_options import add_engine, engine_arguments, model_for
+from bench.training_options import add_engine, check_runs, engine_arguments, model_for
 from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.transform_programs import MEAN, STD
 from bench.variants import USUAL_LOADERS
-from engine.command import load_config
 from engine.config import AugmentConfig
 from engine.defaults import default_workers
 from engine.preview import transform_costs
@@ -292,8 +290,7 @@ def run(options: argparse.Namespace) -> list[Report]:
         cells = plan(
             options.arguments, runner.root, options.loaders, options.resolutions, options.rounds, options.epochs
         )
-        for runs in cells.values():
-            load_config(runs[0].options)  # what engine.train refuses is refused before the first run
+        check_runs(runs[0].options for runs in cells.values())
         costs = costs_alone(options.data, runner.root, options.resolutions)
 
         def report(outcomes: dict[Run, Outcome]) -> None:
@@ -310,5 +307,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run under way is ended too
     sys.exit(main())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +24,10 @@ from bench.options import add_device, add_reports, command_line, listed, positiv
 from bench.program import run_program
 from bench.reports import Report, write_reports
 from bench.resources import describe_machine
+from bench.training_options import check_runs
 from bench.training_runs import Outcome, Run, Runner, runs_folder
 from bench.tuner_choices import AUTO, SITUATIONS, Case, Situation, in_turns, plan, report, results
 from bench.variants import why_missing
-from engine.command import load_config
 from engine.tuner import TUNED_LOADERS
 from loaders.cores import usable_cores
 
@@ -127,12 +126,12 @@ def run(options: argparse.Namespace) -> list[Report]:
 
     Raises:
         ConfigError: engine.train refuses the options.
+        DataError: there are no such data.
         RunError: a run failed.
     """
     compared = cases(options)
     cells = plan(compared, options.arguments, options.seconds, options.seconds + options.settling, options.rounds)
-    for case in compared:
-        load_config(list(cells[case, AUTO][0].arguments))
+    check_runs(cells[case, AUTO][0].arguments for case in compared)
     machine = describe_machine()
     reports: list[Report] = []
 
@@ -151,5 +150,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run under way is ended too
     sys.exit(main())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
+import psutil
 import pytest
 
+from bench import accuracy, training, transform_training, tuner
 from bench.page import Section
 from bench.program import run_program
 from bench.reports import Report
@@ -60,3 +66,37 @@ def test_a_mistake_of_the_program_is_not_taken_for_one_of_the_user() -> None:
 
     with pytest.raises(KeyError):
         run_program(OPTIONS, err)
+
+
+def test_one_that_is_terminated_ends_what_it_has_started() -> None:
+    code = """
+import argparse, subprocess, sys
+from bench.program import run_program
+
+def run(options):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as started:
+        print(started.pid, flush=True)
+        try:
+            started.wait()
+        finally:
+            started.kill()
+            started.wait()
+
+sys.exit(run_program(argparse.Namespace(json=None, csv=None, html=None), run))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        started = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(timeout=60) == 130
+    assert not psutil.pid_exists(started)
+
+
+@pytest.mark.parametrize("program", [accuracy, training, transform_training, tuner])
+def test_missing_data_are_refused_before_the_first_run(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert program.main(["--data", str(tmp_path / "photos"), "--loaders", "torch"]) == 1
+    assert f"{tmp_path / 'photos'} does not exist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

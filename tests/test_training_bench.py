@@ -197,7 +197,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 def arguments(tmp_path: Path, *more: str) -> list[str]:
     return [
-        "--experiment", "stall,schedules", "--data", str(tmp_path), "--model", "resnet10t", "--loaders", "torch",
+        "--experiment", "stall,schedules", "--data", "demo", "--model", "resnet10t", "--loaders", "torch",
         "--resolutions", "32", "--rounds", "2", "--schedules", "48", "32,48", "--epochs", "4", "--seeds", "0,1",
         "--output", str(tmp_path / "runs"), *more,
     ]  # fmt: skip

@@ -246,7 +246,7 @@ def test_the_command_writes_what_it_promises_and_repeats_nothing(
 ) -> None:
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
     options = [
-        "--data", str(tmp_path), "--loaders", "torch,roi", "--rounds", "2", "--output", str(tmp_path / "runs"),
+        "--data", "demo", "--loaders", "torch,roi", "--rounds", "2", "--output", str(tmp_path / "runs"),
         *(word for kind, file in files.items() for word in (f"--{kind}", str(file))),
     ]  # fmt: skip
     assert tuner.main(options) == 0
@@ -284,8 +284,8 @@ def test_more_cores_than_there_are_are_refused(made: list[Run], capsys: pytest.C
 
 
 def test_options_that_the_engine_refuses_are_refused_before_any_run(
-    tmp_path: Path, made: list[Run], capsys: pytest.CaptureFixture
+    made: list[Run], capsys: pytest.CaptureFixture
 ) -> None:
-    assert tuner.main(["--data", str(tmp_path), "--loaders", "roi", "--fast-resolution", "4"]) == 1
+    assert tuner.main(["--data", "demo", "--loaders", "roi", "--fast-resolution", "4"]) == 1
     assert "--resolutions" in capsys.readouterr().err
     assert not made
