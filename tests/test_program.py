@@ -75,8 +75,8 @@ from bench.program import run_program
 
 def run(options):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as started:
-        print(started.pid, flush=True)
         try:
+            print(started.pid, flush=True)
             started.wait()
         finally:
             started.kill()
