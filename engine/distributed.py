@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +50,13 @@ class Process:
         if self.world > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each number on any rank; waits for the device where there are several ranks."""
+        if self.world == 1:
+            return list(values)
+        largest: list[float] = self.maximum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+        return largest
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in order of rank."""

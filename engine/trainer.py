@@ -85,7 +85,8 @@ class Trainer:
         self._load = loader.run
         self._tuner: Tuner | None = None
         if config.loader.num_workers == "auto" and loader.name in TUNED_LOADERS:
-            self._tuner = Tuner(loader, int(usable_cores(process.local_world)), self.transfer.wait_seconds)
+            most = int(usable_cores(process.local_world))
+            self._tuner = Tuner(loader, most, self.transfer.wait_seconds, process.largest)
             self._load = self._tuner.batches
         self._has_started = False
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
@@ -247,17 +248,12 @@ class Trainer:
     def _check_interval(self) -> int:
         """Return after how many steps the ranks look again: about five seconds' worth, the same number on all."""
         done = max(self.position.steps - self._steps_before, 1)
-        seconds = torch.tensor((time.monotonic() - self._started) / done, device=self.process.device)
-        return max(1, int(5 / max(float(self.process.maximum(seconds)), 1e-3)))
+        (seconds,) = self.process.largest([(time.monotonic() - self._started) / done])
+        return max(1, int(5 / max(seconds, 1e-3)))
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Return each flag as it is on any rank."""
-        if self.process.world == 1:
-            return list(flags)
-        return [
-            bool(flag)
-            for flag in self.process.maximum(torch.tensor(flags, dtype=torch.float32, device=self.process.device))
-        ]
+        return [bool(flag) for flag in self.process.largest(flags)]
 
     def _log(self) -> None:
         """Read the sums from the device, and show and record them."""

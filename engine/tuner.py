@@ -5,7 +5,8 @@ tells how many would keep up. By Little's law the images in workers' hands are t
 takes, so that a model which waits for a fraction f of the time behind w workers needs w / (1 - f) of them (J. D. C.
 Little, "A Proof for the Queuing Formula L = λW", Operations Research 9(3), 1961). From there it is a climb with
 hysteresis: workers beyond that cost memory and, on a CPU, take cores from the model, so that they stay only where the
-rate rises by more than chance, and where a jump has brought less than the workers promised, fewer are tried.
+rate rises by more than chance, and where a jump has brought less than the workers promised, fewer are tried: between
+the two where it brought nothing, as a disk or a memory may serve some workers best.
 
 Where two numbers do not differ clearly, as the waiting lets expect, the loser is looked at once more, and its faster
 window counts: whatever else the machine does, it only ever makes training slower (the argument of Python's ``timeit``).
@@ -13,6 +14,9 @@ What stays is looked at last; where it is far slower than before, something else
 and the search begins anew.
 
 The plan makes batches independent of the workers, so that changing them in the middle of an epoch changes no result.
+
+Several processes that train together are as fast as the slowest of them, in which alone the waiting shows. They look
+after the same batches and go by the longest waiting and time of any, so that all decide alike.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -87,6 +91,7 @@ class Climb:
         self._windows: dict[int, list[Window]] = {}
         self._tried = self._kept  # what the best so far is compared with; itself while nothing is
         self._most = self._limit  # more are not going to be faster
+        self._has_lost = False  # one more than that was tried, and was not
         self._too_few = 0  # these and fewer are slower
         self._compared = ""  # the last comparison in words
 
@@ -122,7 +127,7 @@ class Climb:
         elif won:
             self._most = self._kept = self._tried
         elif more:
-            self._most = self._kept
+            self._most, self._has_lost = self._tried - 1, True
         else:
             self._too_few = self._tried
         return self._next(self._compared)
@@ -140,6 +145,8 @@ class Climb:
         kept, seen = self._kept, self._best(self._kept)
         if seen.waiting > WAIT_TOLERATED and kept < self._most:
             needed = math.ceil((1 - WAIT_TOLERATED) * kept / max(1 - seen.waiting, 1e-3))
+            if self._has_lost:
+                needed = min(needed, round(math.sqrt(kept * (self._most + 1))))
             self._tried = max(kept + 1, min(self._most, needed))
             return self._go(self._tried, reason)
         self._tried = kept
@@ -163,6 +170,14 @@ class Climb:
         return Decision(workers, reason)
 
 
+Agree = Callable[[Sequence[float]], Sequence[float]]
+"""Returns the largest of each number in any process; all processes of a run call it with as many, in the same order."""
+
+
+def _alone(values: Sequence[float]) -> Sequence[float]:
+    return values
+
+
 class Tuner:
     """Sets the loader's workers while training goes on, and logs each decision with its reason.
 
@@ -170,6 +185,7 @@ class Tuner:
         loader: whose workers to set; it begins with what it has.
         most: not more than these, and one at least.
         waited: returns the seconds that training has waited for data so far.
+        agree: lets the processes of a run decide alike; called a few times in each window while there is a search.
         clock: returns seconds.
     """
 
@@ -178,10 +194,12 @@ class Tuner:
         loader: Loader,
         most: int,
         waited: Callable[[], float],
+        agree: Agree = _alone,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._loader, self._most = loader, max(1, most)
-        self._watch = _Watch(waited, clock)
+        (fewest,) = agree([-max(1, most)])
+        self._loader, self._most = loader, int(-fewest)
+        self._watch = _Watch(waited, agree, clock)
         self._size = (0, 0)  # side and batch size, with which what loading and training take changes
         self._climbs: dict[tuple[int, int], Climb] = {}
 
@@ -254,24 +272,18 @@ class _Total:
         self.seconds += other.seconds
         self.waiting += other.waiting
 
-    @property
-    def is_enough(self) -> bool:
-        return self.batches >= _WINDOW_BATCHES and self.seconds >= _WINDOW_SECONDS
-
-    def window(self) -> Window:
-        return Window(self.images / self.seconds, min(1.0, max(0.0, self.waiting / self.seconds)))
-
 
 class _Watch:
     """Watches training where it is steady: within an epoch, or over whole epochs where these are short.
 
     Args:
         waited: returns the seconds that training has waited for data so far.
+        agree: gives all processes the same view.
         clock: returns seconds.
     """
 
-    def __init__(self, waited: Callable[[], float], clock: Callable[[], float]) -> None:
-        self._waited, self._clock = waited, clock
+    def __init__(self, waited: Callable[[], float], agree: Agree, clock: Callable[[], float]) -> None:
+        self._waited, self._agree, self._clock = waited, agree, clock
         self.forget()
 
     def forget(self) -> None:
@@ -281,8 +293,12 @@ class _Watch:
 
     def begin_epoch(self) -> None:
         """Begin an epoch, or what is left of one; what lay before it is no training."""
-        self._epoch, self._steady = _Total(), _Total()
+        self._epoch = _Total()
+        self._begin_window()
         self._then, self._waited_then = self._clock(), self._waited()
+
+    def _begin_window(self) -> None:
+        self._steady, self._look_at = _Total(), _WINDOW_BATCHES
 
     def see(self, images: int, workers: int) -> Window | None:
         """Count a batch that was trained on; return what was seen within the epoch when that is enough.
@@ -296,10 +312,13 @@ class _Watch:
         if self._epoch.batches <= _UNSTEADY_BATCHES:
             return None
         self._steady.add(batch)
-        if not self._steady.is_enough or self._steady.batches % workers:
+        if self._steady.batches < self._look_at or self._steady.batches % workers:
             return None
-        seen = self._steady.window()
-        self._steady, self._epochs, self._is_whole = _Total(), _Total(), False
+        seen = self._agreed(self._steady)
+        if seen is None:
+            return None
+        self._begin_window()
+        self._epochs, self._is_whole = _Total(), False
         return seen
 
     def end_epoch(self) -> Window | None:
@@ -307,8 +326,16 @@ class _Watch:
         if self._is_whole:
             self._epochs.add(self._epoch)
         self._is_whole = True
-        if not self._epochs.is_enough:
-            return None
-        seen = self._epochs.window()
-        self._epochs = _Total()
+        seen = self._agreed(self._epochs) if self._epochs.batches >= _WINDOW_BATCHES else None
+        if seen is not None:
+            self._epochs = _Total()
         return seen
+
+    def _agreed(self, total: _Total) -> Window | None:
+        """Return what all processes together have seen; None, and when to look again, where that is too little."""
+        seconds, waiting, images = self._agree([total.seconds, total.waiting, total.images])
+        if seconds >= _WINDOW_SECONDS:
+            return Window(images / seconds, min(1.0, max(0.0, waiting / seconds)))
+        left = total.batches * (_WINDOW_SECONDS / max(seconds, 1e-3) - 1)
+        self._look_at = total.batches + max(1, min(math.ceil(left), total.batches))  # the rate may rise meanwhile
+        return None
