@@ -499,7 +499,9 @@ def test_several_processes_decide_alike_by_the_slowest(speeds: list[float], tmp_
     ranks = [Rank(number, together, seconds=speed, step=0.125) for number, speed in enumerate(speeds)]
 
     def trained(rank: Rank) -> None:
-        tuned = Tuner(cast(Loader, rank), 16, lambda: rank.waited, partial(together.largest, rank.rank), lambda: rank.now)
+        tuned = Tuner(
+            cast(Loader, rank), 16, lambda: rank.waited, partial(together.largest, rank.rank), lambda: rank.now
+        )
         for epoch in range(8):
             for _ in tuned.batches(EpochPlan(dataset, epoch, View(16, len(ranks)), 0, rank.rank, len(ranks))):
                 pass
