@@ -33,6 +33,8 @@ class Position:
         seconds: time the run took so far, all its parts together.
         train_seconds, data_wait_seconds, augment_seconds, switch_seconds: of the epoch under way.
         start_seconds: of ``data_wait_seconds``, those in which the loader started: until its first batch came.
+        search_seconds, search_wait_seconds, search_augment_seconds, search_samples: of the epoch under way, what went
+            by until the number of workers was found; 0 where none was looked for.
     """
 
     epoch: int = 0
@@ -49,6 +51,22 @@ class Position:
     augment_seconds: float = 0.0
     switch_seconds: float = 0.0
     start_seconds: float = 0.0
+    search_seconds: float = 0.0
+    search_wait_seconds: float = 0.0
+    search_augment_seconds: float = 0.0
+    search_samples: int = 0
+
+    def end_search(self, samples: int) -> None:
+        """Note that what the epoch has taken up to now, for so many samples, went by until workers were found."""
+        self.search_seconds, self.search_wait_seconds = self.train_seconds, self.data_wait_seconds
+        self.search_augment_seconds, self.search_samples = self.augment_seconds, samples
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch, of which nothing is done."""
+        self.epoch += 1
+        self.next_batch = self.search_samples = 0
+        self.train_seconds = self.data_wait_seconds = self.augment_seconds = self.switch_seconds = 0.0
+        self.start_seconds = self.search_seconds = self.search_wait_seconds = self.search_augment_seconds = 0.0
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from engine.saving import BEST
 from engine.stopping import Ending
 from engine.trainer import Trainer
 from engine.verdict import verdict
-from loaders.cores import usable_cores
 
 
 def finish(trainer: Trainer, ending: Ending) -> None:
@@ -30,16 +29,7 @@ def finish(trainer: Trainer, ending: Ending) -> None:
         run.file("class_counts.csv"), data.classes, data.train.class_counts(), data.val.class_counts()
     )
     records = run.epochs()
-    options = trainer.config
-    judged = verdict(
-        records,
-        num_workers=trainer.loader.num_workers,
-        tuned=options.loader.num_workers == "auto",
-        cores=usable_cores(trainer.process.local_world),
-        device=trainer.process.device.type,
-        loader=options.loader.loader,
-        world_size=trainer.process.world,
-    )
+    judged = verdict(records, device=trainer.process.device.type, loader=trainer.config.loader.loader)
     run.write_json(
         "result.json",
         {

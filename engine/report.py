@@ -92,9 +92,6 @@ def collect(run_dir: Path, verdict_text: str | None = None) -> dict[str, Any]:
     if verdict_text is None:
         verdict_text = verdict(
             records,
-            num_workers=_integer(epochs[-1].get("num_workers")) if epochs else 0,
-            tuned=_setting(settings, "loader", "num_workers") == "auto",
-            cores=float(env.get("usable_cores", 1)),
             device=str(_setting(settings, "run", "device") or "cpu"),
             loader=str(_setting(settings, "loader", "loader") or ""),
         ).sentence
@@ -249,10 +246,6 @@ def _data_name(settings: dict[str, Any]) -> str:
 
 def _setting(settings: dict[str, Any], table: str, key: str) -> Any:
     return settings.get(table, {}).get(key)
-
-
-def _integer(value: Any) -> int:
-    return value if isinstance(value, int) else 0
 
 
 def _plain(value: Any) -> str:

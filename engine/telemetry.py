@@ -228,6 +228,13 @@ class Telemetry:
         if self._gpu:
             self._gpu.collect()
 
+    def forget_processor_time(self) -> None:
+        """Begin anew to watch the processor: threads that end with their workers take their times with them.
+
+        What the GPU does in the epoch is one whole.
+        """
+        self._mark()
+
     def _loading_time(self) -> _LoadingTime:
         """Return the time used so far by the loader's threads and by all descendants of this process."""
         process, known = psutil.Process(), self._not_loading or frozenset()
@@ -246,7 +253,8 @@ class Telemetry:
         """Return the fields of an epoch record, over the time since ``start``.
 
         Args:
-            images: how many images this process and its workers handled in that time.
+            images: how many images this process and its workers handled since ``start``, or since
+                ``forget_processor_time``.
 
         Returns:
             ``cpu_ms_per_image``: processor time of this process and its descendants for each image, milliseconds;

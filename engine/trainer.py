@@ -88,7 +88,7 @@ class Trainer:
             most = int(usable_cores(process.local_world))
             self._tuner = Tuner(loader, most, self.transfer.wait_seconds, process.largest)
             self._load = self._tuner.batches
-        self._has_started = False
+        self._has_started = self._is_searching = False
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
         self.telemetry = Telemetry(process.device, process.local_world)
         self.position = Position()
@@ -187,6 +187,7 @@ class Trainer:
         self.transfer.take_wait_seconds()
         self.transfer.take_augment_seconds()
         self._before, self._steps_before, self._steps_to_check = self.position.train_seconds, self.position.steps, 1
+        self._is_searching = self._tuner is not None
         self._ending: Ending | None = None
         self._logged = (time.monotonic(), self.position.samples_seen, self.learner.sums.tolist())
         self._started = time.monotonic()
@@ -226,6 +227,7 @@ class Trainer:
         if not self._has_started:
             self._has_started = True
             self.position.start_seconds += batch.wait_seconds  # once more in an epoch that is resumed
+        self._look_for_end_of_search()
         if self.position.steps % self.config.run.log_every == 0:
             self._log()
         # Several ranks must agree, which costs a message, so they look every few seconds; one looks at every step.
@@ -244,6 +246,21 @@ class Trainer:
             self._save(LAST)
             self._before, self._started = self.position.train_seconds, time.monotonic()
         return False
+
+    def _look_for_end_of_search(self) -> None:
+        """Where the number of workers has been found, begin anew to watch what limits training."""
+        if not (self._is_searching and self._tuner is not None and self._tuner.is_settled):
+            return
+        self._is_searching = False
+        if self.position.steps > self._steps_before + 1:  # otherwise it was known
+            self._count_time()
+            self.position.end_search(self._epoch_samples())
+            self.telemetry.forget_processor_time()
+            self._watched_from = self.position.samples_seen
+
+    def _epoch_samples(self) -> int:
+        """Return on how many samples the epoch under way has been trained, over all ranks."""
+        return min(self.position.next_batch * self._stage().batch_size, len(self.data.train))
 
     def _check_interval(self) -> int:
         """Return after how many steps the ranks look again: about five seconds' worth, the same number on all."""
@@ -290,6 +307,8 @@ class Trainer:
     def _end_epoch(self, stage: Stage) -> Ending | None:
         """Evaluate, record and save; return how the run ends if it ends here."""
         position = self.position
+        if self._is_searching:
+            position.end_search(self._epoch_samples())
         self._share_bad_samples()
         telemetry = self.telemetry.collect((position.samples_seen - self._watched_from) // self.process.world)
         sums = self.process.sum(self.learner.sums.clone()).tolist()
@@ -321,6 +340,10 @@ class Trainer:
             "data_wait_seconds": position.data_wait_seconds,
             "data_wait_fraction": position.data_wait_seconds / position.train_seconds,
             "start_seconds": position.start_seconds,
+            "search_seconds": position.search_seconds,
+            "search_wait_seconds": position.search_wait_seconds,
+            "search_augment_seconds": position.search_augment_seconds,
+            "search_samples": position.search_samples,
             "augment_seconds": position.augment_seconds,
             "switch_seconds": position.switch_seconds,
             "samples_seen": position.samples_seen,
@@ -328,15 +351,15 @@ class Trainer:
             "bad_samples": len(self.loader.bad_samples),
             "num_workers": self.loader.num_workers,
             "workers_settled": self._tuner is None or self._tuner.is_settled,
+            "tuned": self._tuner is not None and self._tuner.is_settled,
+            "cores": usable_cores(self.process.local_world),
+            "world_size": self.process.world,
             "bytes_per_image": float(self.data.train.sizes.mean()),
             "skipped_steps": int(sums[3]),
             "time": self.clock.elapsed,
             **telemetry,
         }
-        position.epoch += 1
-        position.next_batch = 0
-        position.train_seconds = position.data_wait_seconds = position.start_seconds = 0.0
-        position.augment_seconds = position.switch_seconds = 0.0
+        position.begin_epoch()
         position.seconds = self.clock.elapsed
         if self.run is not None:
             self.run.record_epoch(record, position.steps)

@@ -25,7 +25,7 @@ _IDLE_WORTH_TELLING = 0.15  # share of the cores; what is less comes from the ga
 _BUSY_WORKER = 0.7  # share of its time that a worker computes, from which on reading is not what keeps it
 _FIRST_BATCHES = 2.0  # times what a batch takes, in each epoch: less waiting is for the first one
 
-Cause = Limit | Literal["start", "evaluation", "switch", "other", "none"]
+Cause = Limit | Literal["loader", "start", "evaluation", "switch", "other", "none"]
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,21 @@ def epoch_records(records: Sequence[Record]) -> list[Record]:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a run had to work with; see ``verdict``."""
+    """What a run had to work with.
 
-    num_workers: int
-    cores: float
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:0``, ...
+        loader: name of the loader.
+        num_workers: worker processes or threads of the loader, in each process of the run.
+        cores: processor cores that each process could use.
+        world_size: processes of the run.
+        tuned: the number of workers was found while training, so that more would have been taken if they had helped.
+    """
+
     device: str
     loader: str
+    num_workers: int
+    cores: float
     world_size: int
     tuned: bool
 
@@ -110,59 +119,75 @@ class _Setting:
         return max(1, math.floor(self.cores))
 
     @property
+    def decodes_on_gpu(self) -> bool:
+        return self.loader == "dali" and self.device.startswith("cuda")
+
+    @property
     def may_want_more(self) -> bool:
         """Whether there are cores that no worker has been tried on."""
         return self.num_workers < self.usable and not self.tuned
 
 
-def verdict(
-    records: Sequence[Record],
-    *,
-    num_workers: int,
-    cores: float,
-    device: str,
-    loader: str,
-    world_size: int = 1,
-    tuned: bool = False,
-) -> Verdict:
+def verdict(records: Sequence[Record], *, device: str, loader: str) -> Verdict:
     """Say in one sentence what limited a run, with the evidence, and what to do.
 
     Args:
         records: a run's metrics records; those of epochs are looked at.
-        num_workers: worker processes or threads of the loader, in each process of the run.
-        cores: processor cores that each process could use (``loaders.cores.usable_cores``).
         device: ``cpu``, ``cuda`` or ``cuda:0``, ...
         loader: name of the loader.
-        world_size: processes of the run.
-        tuned: the number of workers was found while training, so that more would have been taken if they had helped.
     """
     epochs = epoch_records(records)
     if not epochs:
         return Verdict("none", "No epoch was finished, so there is nothing to judge: train for at least one epoch.")
+    last = epochs[-1]
+    setting = _Setting(
+        device,
+        loader,
+        num_workers=int(last.get("num_workers") or 0),
+        cores=float(last.get("cores") or 1.0),
+        world_size=int(last.get("world_size") or 1),
+        tuned=bool(last.get("tuned")),
+    )
+    left_out = [_left_out(record) for record in epochs]
+    settled = [_without(record, part) for record, part in zip(epochs, left_out, strict=True)]
     start = math.fsum(map(_start_of, epochs))
-    epochs = [_without_start(record) for record in epochs]
-    setting = _Setting(num_workers, cores, device, loader, world_size, tuned)
-    found = _judge(epochs, start, setting)
-    if found.cause == "start" or start < max(1.0, _START_WORTH_A_WORD * time_spent(epochs).total):
+    away = math.fsum(part.seconds for part in left_out)
+    searched = any(record.get("search_seconds") for record in epochs)
+    found = _judge(settled, start, away, searched, setting)
+    if found.cause in ("start", "none") or away < max(1.0, _START_WORTH_A_WORD * time_spent(settled).total):
         return found
-    left_out = f"{start:.1f} s in which the loader started are left out"
-    return Verdict(found.cause, f"{found.sentence.removesuffix('.')} ({left_out}).")
+    what = "the loader started and its number of workers was found" if searched else "the loader started"
+    return Verdict(found.cause, f"{found.sentence.removesuffix('.')} ({away:.1f} s in which {what} are left out).")
 
 
-def _judge(epochs: Sequence[Record], start: float, setting: _Setting) -> Verdict:
+def _judge(epochs: Sequence[Record], start: float, away: float, searched: bool, setting: _Setting) -> Verdict:
+    """Judge epochs without what is left out of them.
+
+    Args:
+        start: seconds in which the loader started.
+        away: seconds that are left out, those among them.
+        searched: the number of workers was looked for in them.
+    """
     spent = time_spent(epochs)
     if spent.training < _SECONDS_TO_JUDGE:
-        sentence = (
-            f"The run was too short to judge: {spent.training:.1f} s of training, in which workers and caches still "
-            "warm up; train for more epochs or on more images."
-        )
+        if searched:
+            sentence = (
+                f"The run was too short to judge: {away:.0f} s of training went by while the number of workers was "
+                f"found, {spent.training:.1f} s after it; train for more epochs or on more images, or give "
+                "--num-workers."
+            )
+        else:
+            sentence = (
+                f"The run was too short to judge: {spent.training:.1f} s of training, in which workers and caches "
+                "still warm up; train for more epochs or on more images."
+            )
         return Verdict("none", sentence)
     stage = _worst_stage(epochs, spent)
     augments = spent.augmentation >= AUGMENTATION_WORTH_TELLING * spent.training
     excess = {
         "data": time_spent(stage).data_wait / spent.total if stage else 0.0,
         "augmentation": spent.augmentation / spent.total if augments else 0.0,
-        "start": _above(start / (start + spent.total), _START_WORTH_TELLING),
+        "start": _above(start / (away + spent.total), _START_WORTH_TELLING),
         "evaluation": _above(spent.evaluation / spent.total, _EVALUATION_WORTH_TELLING),
         "switch": _above(spent.switch / spent.total, _SWITCH_WORTH_TELLING),
         "other": _above(spent.other / spent.total, _OTHER_WORTH_TELLING),
@@ -177,7 +202,7 @@ def _judge(epochs: Sequence[Record], start: float, setting: _Setting) -> Verdict
         return Verdict("augmentation", _augmentation_bound(spent))
     if worst == "start":
         sentence = (
-            f"Starting the loader took {_percent(start / (start + spent.total))} of the time: {start:.0f} s until its "
+            f"Starting the loader took {_percent(start / (away + spent.total))} of the time: {start:.0f} s until its "
             "first batch came (processes, pipelines, code that is compiled), which a longer run hardly notices; train "
             "for more epochs to learn what limits training."
         )
@@ -214,16 +239,43 @@ def _start_of(record: Record) -> float:
     return min(started, waited)
 
 
-def _without_start(record: Record) -> Record:
-    """Return an epoch as it would be had the loader been running: what limits training shows after its start."""
+@dataclass(frozen=True)
+class _Part:
+    """A part of an epoch's training: seconds, of these waiting and augmenting, and the images trained on."""
+
+    seconds: float
+    waiting: float
+    augmentation: float = 0.0
+    images: float = 0.0
+
+
+def _left_out(record: Record) -> _Part:
+    """Return what shows nothing of what limits training: the search for workers, or the start of the loader.
+
+    The loader starts while workers are looked for, and begins anew with each number.
+    """
+    if record.get("search_seconds"):
+        keys = ("search_seconds", "search_wait_seconds", "search_augment_seconds", "search_samples")
+        return _Part(*(float(record.get(key) or 0.0) for key in keys))
     start = _start_of(record)
-    before = float(record.get("train_seconds") or 0.0)
-    if not 0.0 < start < before:
+    return _Part(start, start)
+
+
+def _without(record: Record, part: _Part) -> Record:
+    """Return an epoch as it would be without a part of its training."""
+    training = float(record.get("train_seconds") or 0.0)
+    if part.seconds <= 0.0:
         return record
-    parts = ("seconds", "train_seconds", "data_wait_seconds")
-    times = {key: max(0.0, float(record.get(key) or 0.0) - start) for key in parts}
-    rate = float(record.get("images_per_second") or 0.0) * before / (before - start)
-    return {**record, **times, "images_per_second": rate}
+    left = max(0.0, training - part.seconds)
+    images = max(0.0, float(record.get("images_per_second") or 0.0) * training - part.images)
+    times = {
+        "seconds": part.seconds,
+        "train_seconds": part.seconds,
+        "data_wait_seconds": part.waiting,
+        "augment_seconds": part.augmentation,
+    }
+    kept = {key: max(0.0, float(record.get(key) or 0.0) - gone) for key, gone in times.items()}
+    return {**record, **kept, "images_per_second": images / left if left else 0.0}
 
 
 def _stage_key(record: Record) -> tuple[Any, Any]:
@@ -249,41 +301,43 @@ def _data_bound(stage: Sequence[Record], where: str, setting: _Setting) -> Verdi
     spent = time_spent(stage)
     cause = _cause_of_waiting(stage, setting)
     claim = f"{_percent(spent.data_wait / spent.training)} of the training time waited for data{where}"
-    evidence = {"disk": _reading, "workers": _few_workers, "cores": _full_cores}[cause](stage, setting)
+    evidence = {"disk": _reading, "workers": _few_workers, "cores": _full_cores, "loader": _slow_loader}
     advice = _reading_advice(setting) if cause == "disk" else _loading_advice(setting, cause)
-    return Verdict(cause, f"{claim[0].upper()}{claim[1:]}{evidence}; {advice}.")
+    return Verdict(cause, f"{claim[0].upper()}{claim[1:]}{evidence[cause](stage, setting)}; {advice}.")
 
 
-def _cause_of_waiting(stage: Sequence[Record], setting: _Setting) -> Literal["disk", "workers", "cores"]:
-    """Say why workers did not keep up: they waited for files, for cores, or were too few.
+def _cause_of_waiting(stage: Sequence[Record], setting: _Setting) -> Literal["disk", "workers", "cores", "loader"]:
+    """Say why workers did not keep up: they waited for files, for cores, were too few, or are what does not get faster.
 
     A worker that neither computes nor waits for a core waits for what it reads.
     """
-    too_few: Literal["workers", "cores"] = "workers" if setting.may_want_more else "cores"
     busy, idle = _busy_share(stage, setting), _mean(stage, "idle_cores")
-    if busy is None or idle is None:
-        return too_few
+    if idle is None:
+        return "workers" if setting.may_want_more else "cores"
     cores_are_free = idle >= _IDLE_WORTH_TELLING * setting.cores
     knows_queues = _mean(stage, "loading_queued_ms_per_image") is not None
-    steady = time_spent(stage).data_wait > _FIRST_BATCHES * _seconds_of_a_batch(stage) * len(stage)
-    if busy < _BUSY_WORKER and steady and (cores_are_free or knows_queues):
+    batches_wait = _FIRST_BATCHES * _seconds_of_a_batch(stage, setting) * len(stage)
+    is_steady = time_spent(stage).data_wait > batches_wait
+    if busy is not None and busy < _BUSY_WORKER and is_steady and (cores_are_free or knows_queues):
         return "disk"
-    return too_few if cores_are_free else "cores"
+    if not cores_are_free:
+        return "cores"
+    return "workers" if setting.may_want_more else "loader"
 
 
 def _busy_share(stage: Sequence[Record], setting: _Setting) -> float | None:
     """Return the share of their time in which workers compute or wait for a core; None where that is not known."""
     worked, queued = _mean(stage, "loading_cpu_ms_per_image"), _mean(stage, "loading_queued_ms_per_image")
     workers = min(setting.num_workers, setting.usable) if setting.loader == "roi" else setting.num_workers
-    decoded_on_gpu = setting.loader == "dali" and setting.device.startswith("cuda")
-    if worked is None or not workers or decoded_on_gpu:
+    if worked is None or not workers or setting.decodes_on_gpu:
         return None
     return (worked + (queued or 0.0)) / 1000 * _rate(stage) / setting.world_size / workers
 
 
-def _seconds_of_a_batch(stage: Sequence[Record]) -> float:
-    """Return how long one worker computes for a batch: what training waits for when an epoch begins."""
-    return (_mean(stage, "batch_size") or 0.0) * (_mean(stage, "loading_cpu_ms_per_image") or 0.0) / 1000
+def _seconds_of_a_batch(stage: Sequence[Record], setting: _Setting) -> float:
+    """Return how long one worker computes for a process's batch: what training waits for when an epoch begins."""
+    images = (_mean(stage, "batch_size") or 0.0) / setting.world_size
+    return images * (_mean(stage, "loading_cpu_ms_per_image") or 0.0) / 1000
 
 
 def _reading(stage: Sequence[Record], setting: _Setting) -> str:
@@ -297,9 +351,15 @@ def _reading(stage: Sequence[Record], setting: _Setting) -> str:
 
 def _few_workers(stage: Sequence[Record], setting: _Setting) -> str:
     idle = _mean(stage, "idle_cores")
-    if idle is None or idle < _IDLE_WORTH_TELLING * setting.cores:
+    if idle is None:
         return _full_cores(stage, setting)
     return f" while {idle:.1f} of {_cores(setting.cores)} had nothing to do: there are too few workers"
+
+
+def _slow_loader(stage: Sequence[Record], setting: _Setting) -> str:
+    what = "the GPU's decoder" if setting.decodes_on_gpu else "the loader"
+    idle = _mean(stage, "idle_cores") or 0.0
+    return f" while {idle:.1f} of {_cores(setting.cores)} had nothing to do: {what} is the limit"
 
 
 def _full_cores(stage: Sequence[Record], setting: _Setting) -> str:
@@ -336,6 +396,13 @@ def _loading_advice(setting: _Setting, cause: Cause) -> str:
     workers, usable, cores = setting.num_workers, setting.usable, _cores(setting.cores)
     if cause == "workers":
         return f"more workers would help up to {_cores(usable)} (--num-workers {usable}, now {workers})"
+    if setting.decodes_on_gpu and cause == "loader":
+        return "store smaller images, or decode on the cores (--loader roi)"
+    if cause == "loader":
+        tried = f"more than {workers} {'worker' if workers == 1 else 'workers'} brought no more images/s, so "
+        return (
+            f"{tried if setting.tuned else ''}try another loader (--loader auto measures them) or store smaller images"
+        )
     full = f"{workers} {'worker uses' if workers == 1 else 'workers use'} all of the {cores}"
     if setting.may_want_more:
         full = f"no core was left for another worker beside {workers}, training and other processes"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import train
+from engine import train, tuner
 from engine.checkpoint import load_checkpoint
 from engine.rundir import RunDirectory, read_records
 from kernels.jpeg import JpegLibraryError, load_library
@@ -113,6 +113,26 @@ def test_weights_do_not_depend_on_the_workers(folder: Path, tmp_path: Path) -> N
         train.main([*options, str(tmp_path / workers), "--num-workers", workers])
     for workers in ("1", "2"):
         assert_equal_weights(run_directory(tmp_path / "0"), run_directory(tmp_path / workers))
+
+
+def test_epochs_tell_how_long_workers_were_looked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_WINDOW_SECONDS": 0.0, "_WINDOW_BATCHES": 1, "_UNSTEADY_BATCHES": 1}.items():
+        monkeypatch.setattr(tuner, name, value)
+    options = ["--resolutions", "32", "--batch-size", "4", "--num-workers", "auto", "--epochs", "8"]
+    assert train.main([str(folder), *SMALL, *options, "--output", str(tmp_path)]) == 0
+    epochs = epochs_of(run_directory(tmp_path))
+    searching = [e for e in epochs if not e["workers_settled"]]
+    found, *settled = epochs[len(searching) :]
+    assert all(e["search_seconds"] == e["train_seconds"] and e["search_samples"] == 42 for e in searching)
+    assert 0 < found["search_seconds"] <= found["train_seconds"]
+    assert found["search_wait_seconds"] <= found["data_wait_seconds"]
+    assert 0 < found["search_samples"] <= 42
+    assert found["search_samples"] % 4 == 0 or found["search_samples"] == 42
+    assert settled
+    assert all(e["search_seconds"] == e["search_samples"] == 0 for e in settled)
+    assert [e["tuned"] for e in epochs] == [e["workers_settled"] for e in epochs]
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali", "roi"])

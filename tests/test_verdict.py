@@ -19,9 +19,9 @@ def epoch(number: int, resolution: int = 128, stage: int = 0, **changes: Any) ->
     return record | changes
 
 
-def judged(records: list[dict[str, Any]], **changes: Any) -> Verdict:
-    options: dict[str, Any] = {"num_workers": 2, "cores": 2.0, "device": "cpu", "loader": "torch"}
-    return verdict(records, **options | changes)
+def judged(records: list[dict[str, Any]], device: str = "cpu", loader: str = "torch", **changes: Any) -> Verdict:
+    setting = {"num_workers": 2, "cores": 2.0, "world_size": 1, "tuned": False} | changes
+    return verdict([setting | record for record in records], device=device, loader=loader)
 
 
 def judge(records: list[dict[str, Any]], **changes: Any) -> str:
@@ -139,8 +139,13 @@ def test_what_the_tuner_has_tried_is_not_advised() -> None:
     assert "more workers" in judge(slow, num_workers=1)
     assert "more workers" not in judge(slow, num_workers=1, tuned=True)
     few = judged([epoch(0, **FEW_WORKERS)], num_workers=1, tuned=True)
-    assert few.cause == "cores"
-    assert "proved best" in few.sentence
+    assert few.cause == "loader"
+    assert (
+        " while 0.7 of 2 cores had nothing to do: the loader is the limit; more than 1 worker brought" in few.sentence
+    )
+    full = judged([epoch(0, **FULL_CORES)], num_workers=1, tuned=True)
+    assert full.cause == "cores"
+    assert "1 of 2 cores for workers proved best, as the model needs the others" in full.sentence
 
 
 def test_smaller_files_are_advised_by_the_loader() -> None:
@@ -150,8 +155,9 @@ def test_smaller_files_are_advised_by_the_loader() -> None:
 
 def test_waiting_for_the_first_batch_of_short_epochs_is_no_disk() -> None:
     short = {"data_wait_seconds": 1.2, "loading_cpu_ms_per_image": 1.0, "idle_cores": 0.8, "images_per_second": 100.0}
-    assert judged([epoch(n, batch_size=600, **short) for n in range(2)]).cause == "cores"
+    assert judged([epoch(n, batch_size=600, **short) for n in range(2)]).cause == "loader"
     assert judged([epoch(n, batch_size=60, **short) for n in range(2)]).cause == "disk"
+    assert judged([epoch(n, batch_size=600, **short) for n in range(2)], world_size=8).cause == "disk", "75 for each"
 
 
 def test_starting_the_loader_is_no_disk() -> None:
@@ -179,11 +185,44 @@ def test_a_run_that_mostly_started_is_told_so() -> None:
 def test_after_a_resume_each_start_is_left_out() -> None:
     started = {"data_wait_seconds": 3.3, "start_seconds": 3.0}
     assert judged([epoch(0, **started), epoch(1), epoch(2, **started), epoch(3)]).cause == "model"
-    assert judged([epoch(0, **started), epoch(1), epoch(2, data_wait_seconds=3.3), epoch(3)]).cause != "start"
+    assert judged([epoch(0, **started), epoch(1), epoch(2, data_wait_seconds=3.3), epoch(3)]).cause == "cores"
+
+
+SEARCH = {"search_seconds": 8.0, "search_wait_seconds": 6.0, "search_samples": 1000.0, "tuned": True}
+
+
+def test_what_went_by_while_workers_were_looked_for_shows_no_limit() -> None:
+    """With one worker training waited; with those that were found it does not, and nothing is wrong with the disk."""
+    first = epoch(0, seconds=22.0, train_seconds=20.0, data_wait_seconds=6.2, loading_cpu_ms_per_image=0.5, **SEARCH)
+    assert judged([{**first, "search_seconds": 0.0}], idle_cores=1.0).cause == "disk"
+    found = judged([first], idle_cores=1.0)
+    assert found.cause == "model"
+    assert "98 % of the training time was spent computing (2 % waiting" in found.sentence
+    assert found.sentence.endswith(
+        "(8.0 s in which the loader started and its number of workers was found are left out)."
+    )
+
+
+def test_the_rate_after_the_search_is_what_the_disk_gives() -> None:
+    # 2,000 images in 20 s, of them 1,000 in the 8 s of the search: 1,000 in 12 s are left.
+    record = SLOW_DISK | SEARCH | {"seconds": 22.0, "train_seconds": 20.0, "data_wait_seconds": 16.0}
+    assert "4.17 MB/s (83 images/s of 50 kB)" in judge([epoch(0, **record)])
+
+
+def test_a_run_that_ends_with_the_search_is_not_judged() -> None:
+    searched = SEARCH | {"search_seconds": 9.0, "data_wait_seconds": 7.0}
+    assert judge([epoch(0, **searched)]).startswith(
+        "The run was too short to judge: 9 s of training went by while the number of workers was found, 1.0 s after it;"
+    )
+    whole = SEARCH | {"search_seconds": 10.0, "search_wait_seconds": 7.0, "data_wait_seconds": 7.0}
+    assert judged([epoch(0, **whole)]).cause == "none"
 
 
 def test_a_gpu_that_decodes_is_no_disk() -> None:
-    assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cuda").cause == "cores"
+    on_gpu = judged([epoch(0, **SLOW_DISK)], loader="dali", device="cuda")
+    assert on_gpu.cause == "loader"
+    assert "1.5 of 2 cores had nothing to do: the GPU's decoder is the limit" in on_gpu.sentence
+    assert judged([epoch(0, **SLOW_DISK | {"idle_cores": 0.1})], loader="dali", device="cuda").cause == "cores"
     assert judged([epoch(0, **SLOW_DISK)], loader="dali", device="cpu").cause == "disk"
 
 
@@ -272,6 +311,9 @@ def test_after_a_resume_the_later_record_of_an_epoch_counts() -> None:
                     "val_seconds",
                     "data_wait_seconds",
                     "start_seconds",
+                    "search_seconds",
+                    "search_wait_seconds",
+                    "search_samples",
                     "augment_seconds",
                     "switch_seconds",
                     "images_per_second",
