@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.time_spent import Record
 from engine.values import Target
-from engine.verdict import Record
 
 _ROUNDING = 1 + 1e-9  # of sums of seconds
 Curve = Sequence[Record]  # the epochs of a run

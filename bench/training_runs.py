@@ -26,9 +26,9 @@ from engine.config import Config
 from engine.curves import training_rate
 from engine.rundir import read_records
 from engine.stopping import EXIT_INTERRUPTED
+from engine.time_spent import Record
 from engine.toml import read_toml
 from engine.values import ConfigError
-from engine.verdict import Record
 from loaders.files import atomic_file
 
 MEASURED = "measured.json"  # written last: without it a run is not finished

@@ -12,7 +12,7 @@ from rich.table import Table
 from engine.curves import find_stages
 from engine.report import duration
 from engine.stopping import Ending
-from engine.verdict import Record
+from engine.time_spent import Record
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:

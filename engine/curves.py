@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from engine.charts import Band, Series, line_chart
-from engine.verdict import Record, TimeSpent, time_spent
+from engine.time_spent import Record, TimeSpent, time_spent
 
 
 @dataclass(frozen=True)

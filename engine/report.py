@@ -27,7 +27,8 @@ from engine.curves import curves, find_stages, training_rate
 from engine.rundir import read_records
 from engine.samples import FILE_NAME as PREDICTIONS
 from engine.samples import with_pictures
-from engine.verdict import Record, epoch_records, time_spent, verdict
+from engine.time_spent import Record, epoch_records, time_spent
+from engine.verdict import verdict
 from loaders.files import atomic_file
 
 _WHOLE_MATRIX = 30  # classes up to which the confusion matrix is shown whole

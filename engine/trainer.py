@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.console import epoch_line
 from engine.distributed import Process
 from engine.evaluation import Predictions, evaluate
 from engine.finite import FiniteCheck
+from engine.headroom import headroom
 from engine.learner import Learner
 from engine.loop import Epoch, train_epoch
 from engine.metrics import EvaluationResult
@@ -34,6 +36,8 @@ from loaders.cores import usable_cores
 from loaders.dataset import ImageData
 from loaders.plan import EpochPlan
 from loaders.transfer import DeviceBatch, Transfer
+
+logger = logging.getLogger("headrace")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -89,6 +93,7 @@ class Trainer:
             self._tuner = Tuner(loader, most, self.transfer.wait_seconds, process.largest)
             self._load = self._tuner.batches
         self._has_started = self._is_searching = False
+        self._told_headroom: set[int] = set()  # stages
         self.dropout_layers = dropout_layers(learner.model) if config.model.dropout else []
         self.telemetry = Telemetry(process.device, process.local_world)
         self.position = Position()
@@ -364,6 +369,9 @@ class Trainer:
         if self.run is not None:
             self.run.record_epoch(record, position.steps)
             tqdm.write(epoch_line(record, self.config.optimizer.epochs))
+            if stage.index not in self._told_headroom and (line := headroom(record)):
+                self._told_headroom.add(stage.index)
+                logger.info(line)
         if improved or not len(self.data.val):
             self._save(BEST)
             self.saver.save_model()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.roofline import AUGMENTATION_WORTH_TELLING, Limit
-
-Record = Mapping[str, Any]
+from engine.time_spent import Record, TimeSpent, epoch_records, left_out, start_of, time_spent, without
 
 # Below these shares nothing is worth a change: the model is the limit.
 _WAIT_WORTH_TELLING = 0.10  # of a stage's training time
@@ -39,58 +38,6 @@ class Verdict:
 
     cause: Cause
     sentence: str
-
-
-@dataclass(frozen=True)
-class TimeSpent:
-    """Seconds of a run, or of a part of it, by what they were spent on.
-
-    Attributes:
-        compute: training steps.
-        augmentation: augmenting between them, where a CPU does.
-        data_wait: training steps waiting for the next batch.
-        evaluation: evaluating.
-        switch: warming up for another size.
-        other: the rest: checkpoints, start of an epoch, bookkeeping.
-    """
-
-    compute: float
-    augmentation: float
-    data_wait: float
-    evaluation: float
-    switch: float
-    other: float
-
-    @property
-    def total(self) -> float:
-        return self.training + self.evaluation + self.switch + self.other
-
-    @property
-    def training(self) -> float:
-        return self.compute + self.augmentation + self.data_wait
-
-
-def time_spent(epochs: Sequence[Record]) -> TimeSpent:
-    """Add up where the time of these epoch records went.
-
-    Of a record, ``seconds`` is the whole epoch; ``train_seconds`` (with ``data_wait_seconds`` and ``augment_seconds``
-    in it), ``val_seconds`` and ``switch_seconds`` are disjoint parts of it. Missing parts count as none.
-    """
-
-    def total(key: str) -> float:
-        return math.fsum(float(record.get(key) or 0.0) for record in epochs)
-
-    training, evaluation, switch = total("train_seconds"), total("val_seconds"), total("switch_seconds")
-    wait = min(total("data_wait_seconds"), training)
-    augmentation = min(total("augment_seconds"), training - wait)
-    other = max(0.0, total("seconds") - training - evaluation - switch)
-    return TimeSpent(training - wait - augmentation, augmentation, wait, evaluation, switch, other)
-
-
-def epoch_records(records: Sequence[Record]) -> list[Record]:
-    """Return the epoch records in order, one for each epoch: after a resume the later one counts."""
-    by_epoch = {record["epoch"]: record for record in records if record.get("kind", "epoch") == "epoch"}
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 @dataclass(frozen=True)
@@ -148,10 +95,10 @@ def verdict(records: Sequence[Record], *, device: str, loader: str) -> Verdict:
         world_size=int(last.get("world_size") or 1),
         tuned=bool(last.get("tuned")),
     )
-    left_out = [_left_out(record) for record in epochs]
-    settled = [_without(record, part) for record, part in zip(epochs, left_out, strict=True)]
-    start = math.fsum(map(_start_of, epochs))
-    away = math.fsum(part.seconds for part in left_out)
+    parts = [left_out(record) for record in epochs]
+    settled = [without(record, part) for record, part in zip(epochs, parts, strict=True)]
+    away = math.fsum(part.seconds for part in parts)
+    start = min(away, math.fsum(map(start_of, epochs)))
     searched = any(record.get("search_seconds") for record in epochs)
     found = _judge(settled, start, away, searched, setting)
     if found.cause in ("start", "none") or away < max(1.0, _START_WORTH_A_WORD * time_spent(settled).total):
@@ -231,51 +178,6 @@ def _judge(epochs: Sequence[Record], start: float, away: float, searched: bool, 
 
 def _above(share: float, threshold: float) -> float:
     return share if share >= threshold else 0.0
-
-
-def _start_of(record: Record) -> float:
-    """Return the seconds of an epoch in which the loader started."""
-    started, waited = (float(record.get(key) or 0.0) for key in ("start_seconds", "data_wait_seconds"))
-    return min(started, waited)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of an epoch's training: seconds, of these waiting and augmenting, and the images trained on."""
-
-    seconds: float
-    waiting: float
-    augmentation: float = 0.0
-    images: float = 0.0
-
-
-def _left_out(record: Record) -> _Part:
-    """Return what shows nothing of what limits training: the search for workers, or the start of the loader.
-
-    The loader starts while workers are looked for, and begins anew with each number.
-    """
-    if record.get("search_seconds"):
-        keys = ("search_seconds", "search_wait_seconds", "search_augment_seconds", "search_samples")
-        return _Part(*(float(record.get(key) or 0.0) for key in keys))
-    start = _start_of(record)
-    return _Part(start, start)
-
-
-def _without(record: Record, part: _Part) -> Record:
-    """Return an epoch as it would be without a part of its training."""
-    training = float(record.get("train_seconds") or 0.0)
-    if part.seconds <= 0.0:
-        return record
-    left = max(0.0, training - part.seconds)
-    images = max(0.0, float(record.get("images_per_second") or 0.0) * training - part.images)
-    times = {
-        "seconds": part.seconds,
-        "train_seconds": part.seconds,
-        "data_wait_seconds": part.waiting,
-        "augment_seconds": part.augmentation,
-    }
-    kept = {key: max(0.0, float(record.get(key) or 0.0) - gone) for key, gone in times.items()}
-    return {**record, **kept, "images_per_second": images / left if left else 0.0}
 
 
 def _stage_key(record: Record) -> tuple[Any, Any]:

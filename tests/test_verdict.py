@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.verdict import Verdict, epoch_records, time_spent, verdict
+from engine.time_spent import epoch_records, time_spent
+from engine.verdict import Verdict, verdict
 
 
 def epoch(number: int, resolution: int = 128, stage: int = 0, **changes: Any) -> dict[str, Any]:
