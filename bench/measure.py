@@ -4,9 +4,9 @@ Cells are measured in turn for some seconds each, then all again (A B C A B C ..
 does meets all of them alike, and two cells can be compared round by round.
 
 Each cell lives in a process of its own, where its CPU time and memory can be told from the others', and stays open
-between its turns: its workers then stand blocked behind full queues. A turn starts with a short lead-in, which drains
-what those queues held ready, and ends only when the cell has filled them again and is quiet, so that no cell works in
-another's time.
+between its turns: its workers then stand blocked behind full queues. A turn starts with a lead-in, which takes what
+those queues held ready, does not count, and leaves them as they are when the cell runs for long. It ends only when the
+cell has filled them again and is quiet, so that no cell works in another's time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Step:
         )
 
 
-Batches = Generator[int | Step, None, None]
+Batches = Generator[int | Step, bool | None, None]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,15 @@ class Cell:
         name: what to call it in messages.
         open: starts it; can be pickled. The generator yields the number of images of each batch when that batch has
             arrived, or a Step when a model has been trained on it, without end, and releases everything when it is
-            closed.
+            closed. One that trains, when it is sent True, takes the next batch without training on it.
+        held: batches that its queues can hold ready for a model that trains; 0 where nothing does.
+        together: batches that come at the same time, as from processes that begin together.
     """
 
     name: str
     open: Callable[[], Batches]
+    held: int = 0
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -298,17 +302,17 @@ def _serve(cell: Cell, connection: Connection, start_method: str) -> None:
             _wait_until_quiet()
             connection.send(first_batch)
             while True:
-                connection.send(_take_turn(batches, connection.recv()))
+                connection.send(_take_turn(cell, batches, connection.recv()))
     except (EOFError, BrokenPipeError):
         return
     except Exception:
         connection.send(traceback.format_exc())
 
 
-def _take_turn(batches: Batches, seconds: float) -> Round:
-    _deliver(batches, LEAD_IN_SECONDS)
+def _take_turn(cell: Cell, batches: Batches, seconds: float) -> Round:
+    _lead_in(cell, batches, seconds)
     cpu, busy = tree_cpu_seconds(), machine_cpu_seconds()
-    done, elapsed = _deliver(batches, seconds)
+    done, elapsed = _deliver(batches, seconds, cell.together)
     cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
     foreign = max(0.0, busy - cpu) / (elapsed * (psutil.cpu_count() or 1))
     resident = tree_resident_mb()
@@ -316,14 +320,39 @@ def _take_turn(batches: Batches, seconds: float) -> Round:
     return Round(done.images, elapsed, cpu, foreign, resident, done.wait_seconds, done.trainer_cpu_seconds)
 
 
-def _deliver(batches: Batches, seconds: float) -> tuple[Step, float]:
-    """Take batches for so many seconds; return the sum of what was taken and the time until the last of them."""
+def _lead_in(cell: Cell, batches: Batches, seconds: float) -> None:
+    """Bring the queues from full, as they are between turns, to what they hold when the cell runs for long.
+
+    A model takes little more than is made, so that queues would stay full for many steps: they are emptied without
+    training. If the loader is the faster one they then fill up, which takes it as many steps of the model as they hold
+    where it is twice as fast; these steps do not count either.
+    """
+    for _ in range(cell.held):
+        batches.send(True)
+    _deliver(batches, LEAD_IN_SECONDS, untrained=True)
+    start = time.perf_counter()
+    for _ in range(cell.held):
+        next(batches)
+        if time.perf_counter() - start >= seconds:
+            break
+
+
+def _deliver(batches: Batches, seconds: float, together: int = 1, untrained: bool = False) -> tuple[Step, float]:
+    """Take batches for so many seconds; return the sum of what was taken and the time until the last of them.
+
+    Args:
+        batches: to take.
+        seconds: after which no more are begun,
+        together: but for what is missing to a multiple of so many.
+        untrained: a model is not trained on them.
+    """
     _synchronize()
     start = time.perf_counter()
-    done, elapsed = Step(0), 0.0
-    while elapsed < seconds:
-        batch = next(batches)
+    done, number, elapsed = Step(0), 0, 0.0
+    while elapsed < seconds or number % together:
+        batch = batches.send(untrained or None)
         done += batch if isinstance(batch, Step) else Step(batch)
+        number += 1
         elapsed = time.perf_counter() - start
     _synchronize()
     return done, time.perf_counter() - start

@@ -67,9 +67,11 @@ def cell(setting: Setting, dataset: ImageDataset, packed: Path | None) -> Cell:
         packed: the folder of a packed set to read in their place.
     """
     title = f"{setting.loader}, {setting.num_workers} workers, prefetch {setting.prefetch}, {setting.resolution} px"
-    if setting.model:
-        return Cell(f"{title}, {setting.model}", partial(train, setting, dataset, packed))
-    return Cell(title, partial(load, setting, dataset, packed))
+    processes = max(1, setting.num_workers) if setting.loader == "torch" else 1
+    if not setting.model:
+        return Cell(title, partial(load, setting, dataset, packed), together=processes)
+    held = processes * setting.prefetch + 1  # one more on its way to the device
+    return Cell(f"{title}, {setting.model}", partial(train, setting, dataset, packed), held, processes)
 
 
 def load(setting: Setting, dataset: ImageDataset, packed: Path | None) -> Batches:
@@ -83,17 +85,19 @@ def load(setting: Setting, dataset: ImageDataset, packed: Path | None) -> Batche
 
 
 def train(setting: Setting, dataset: ImageDataset, packed: Path | None) -> Batches:
-    """Train a model on a loader's batches without end, as the engine's loop does."""
+    """Train a model on a loader's batches without end, as the engine's loop does, but for those it is told to leave."""
     with process(setting.device) as this:
         learner = _learner(setting, len(dataset.classes), this)
         transfer = Transfer(this.device, MEAN, STD, dtype=learner.precision.dtype or torch.float32)
         _warm_up(learner, transfer, setting, dataset)
-        meter = Meter()
+        meter, untrained = Meter(), False
         with closing(_epochs(setting, dataset, packed, this.device)) as epochs:
             for batches in epochs:
                 for batch in transfer.batches(meter.watch(batches)):
-                    learner.step(batch, len(batch), full=True, lr_factor=1.0, number=1)
-                    yield Step(len(batch), transfer.take_wait_seconds(), meter.take_trainer_seconds())
+                    if not untrained:
+                        learner.step(batch, len(batch), full=True, lr_factor=1.0, number=1)
+                    step = Step(len(batch), transfer.take_wait_seconds(), meter.take_trainer_seconds())
+                    untrained = bool((yield step))
 
 
 def _epochs(

@@ -5,6 +5,7 @@ The cells run in fresh processes that import this module, which is why it import
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import queue
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import Batches, Cell, CellError, Measurement, Ratio, Round, measure
+import bench.measure
+from bench.measure import Batches, Cell, CellError, Measurement, Ratio, Round, Step, _take_turn, measure
 from bench.resources import tree_cpu_seconds, tree_resident_mb
 
 
@@ -94,6 +96,56 @@ def test_what_a_queue_held_ready_does_not_count() -> None:
     (measured,) = measure([Cell("reading ahead", partial(reading_ahead, interval, depth))], rounds=2, seconds=0.3)
     # A full queue would add 20 images to the 6 that can be made in a turn.
     assert all(turn.images < turn.seconds / interval + depth / 2 for turn in measured.rounds)
+
+
+class Clock:
+    """Time that passes only in what is simulated."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def training(clock: Clock, load_seconds: float, step_seconds: float, processes: int, depth: int) -> Batches:
+    """Train on batches of one image, made in turns by processes that are asked for so many ahead, each."""
+    taken: list[float] = []
+    made: list[float] = []
+    untrained = False
+    for number in itertools.count():
+        ahead, last = number - processes * depth, number - processes
+        begun = max(taken[ahead] if ahead >= 0 else 0.0, made[last] if last >= 0 else 0.0)
+        made.append(begun + load_seconds)
+        waited = max(0.0, made[-1] - clock.now)
+        taken.append(clock.now + waited)
+        clock.now = taken[-1] + (0.0 if untrained else step_seconds)
+        untrained = bool((yield Step(1, waited)))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 32])
+@pytest.mark.parametrize(("load_seconds", "step_seconds"), [(0.10, 0.08), (0.10, 0.02), (0.02, 0.08), (0.05, 0.08)])
+def test_a_turn_of_training_does_not_depend_on_how_deep_the_queues_are(
+    monkeypatch: pytest.MonkeyPatch, load_seconds: float, step_seconds: float, depth: int, processes: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(bench.measure, "time", clock)
+    monkeypatch.setattr(bench.measure, "tree_cpu_seconds", lambda: 0.0)
+    load_seconds *= processes
+    batches = training(clock, load_seconds, step_seconds, processes, depth)
+    cell = Cell("training", lambda: batches, processes * depth + 1, processes)
+    next(batches)
+    for _ in range(2):
+        clock.sleep(100.0)  # in which the queues become full
+        turn = _take_turn(cell, batches, 2.0)
+        truth = max(load_seconds / processes, step_seconds)
+        assert turn.images % processes == 0
+        assert turn.images_per_second == pytest.approx(1 / truth, rel=0.02)
+        assert turn.wait_seconds / turn.seconds == pytest.approx(1 - step_seconds / truth, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import num_workers
+from bench import num_workers, worker_cells
 from bench.charts import Bar, Box, Line, bar_chart, count_chart, spread_out
 from bench.measure import Cell, Measurement, Round, Spread, Step
-from bench.worker_cells import Meter, Setting, load, train
+from bench.worker_cells import Meter, Setting, cell, load, train
 from bench.worker_knee import TOLERANCE, Point, explain, explain_depth, knee
 from loaders.opening import open_data
 from tests.folders import image_folder
@@ -227,6 +227,35 @@ def test_a_loader_alone_and_beside_training(folder: Path) -> None:
     steps.close()
     assert torch.get_num_threads() == threads
     assert Step(1, 2.0, 3.0) + Step(4, 5.0, 6.0) == Step(5, 7.0, 9.0)
+
+
+def test_training_leaves_batches_that_only_empty_the_queues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    step = worker_cells.Learner.step
+    monkeypatch.setattr(
+        worker_cells.Learner, "step", lambda *given, **named: trained.append(1) or step(*given, **named)
+    )
+    steps = train(setting_of("cifar_resnet10"), open_data(str(folder), show_progress=False).train, None)
+    next(steps)
+    before = len(trained)
+    left, taken = steps.send(True), next(steps)
+    steps.close()
+    assert isinstance(left, Step) and isinstance(taken, Step)
+    assert (left.images, taken.images) == (8, 8)
+    assert len(trained) == before + 1
+
+
+def test_a_cell_says_what_its_queues_hold(folder: Path) -> None:
+    dataset = open_data(str(folder), show_progress=False).train
+
+    def queues(loader: str, num_workers: int, prefetch: int, model: str = "resnet10t") -> tuple[int, int]:
+        made = cell(Setting(loader, num_workers, prefetch, 32, 8, model, "cpu"), dataset, None)
+        return made.held, made.together
+
+    assert queues("torch", 3, 4) == (13, 3)
+    assert queues("torch", 0, 4) == (5, 1)
+    assert queues("roi", 3, 4) == (5, 1)
+    assert queues("torch", 3, 4, model="") == (0, 3)
 
 
 # The script
