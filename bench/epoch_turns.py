@@ -15,13 +15,12 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.resources import machine_cpu_seconds, tree_cpu_seconds
+from bench.resources import CoresUsage, CoresWatch
 from engine.rundir import RunDirectory
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +39,8 @@ class TrainingProcess:
         in_turns: it waits after every epoch.
 
     Attributes:
-        seconds: how long it has run, without what it has waited for its turn.
-        cpu_seconds: CPU time of the process and of all that it has started.
-        busy_seconds: CPU time of the whole machine in ``seconds``.
+        usage: CPU time on the cores that it may use, without the time that it has waited for its turn; what is not its
+            own, or of processes that it has started, is that of others.
     """
 
     def __init__(self, command: Sequence[str], log: Path, cores: int = 0, in_turns: bool = False) -> None:
@@ -50,7 +48,7 @@ class TrainingProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._is_asked = False
-        self.seconds = self.cpu_seconds = self.busy_seconds = 0.0
+        self.usage = CoresUsage()
 
     @property
     def returncode(self) -> int | None:
@@ -67,7 +65,7 @@ class TrainingProcess:
         Returns:
             Whether there is more to come.
         """
-        cpu, busy, started = tree_cpu_seconds(), machine_cpu_seconds(), time.monotonic()
+        cores = CoresWatch(_some(self._cores))
         if self._process is None:
             self._process = self._start()
         else:
@@ -75,9 +73,7 @@ class TrainingProcess:
             self._tell()
         while not self._waited(self._process):
             self._ask(self._process, watch)
-        self.seconds += time.monotonic() - started
-        self.cpu_seconds += tree_cpu_seconds() - cpu
-        self.busy_seconds += machine_cpu_seconds() - busy
+        self.usage += cores.usage()
         return self._process.returncode is None
 
     def close(self) -> None:
@@ -141,14 +137,16 @@ class TrainingProcess:
         return True
 
 
+def _some(cores: int) -> list[int]:
+    """Return so many of the cores that this thread may use; with 0 all of them."""
+    return sorted(os.sched_getaffinity(0))[: cores or None]
+
+
 @contextmanager
 def _confined(cores: int) -> Iterator[None]:
     """Let what this thread starts use so many of the cores that it may use itself; with 0 all of them."""
-    if not cores:
-        yield
-        return
     usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(usable)[:cores])
+    os.sched_setaffinity(0, _some(cores))
     try:
         yield
     finally:

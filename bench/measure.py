@@ -25,10 +25,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 from tqdm import tqdm
 
-from bench.resources import machine_cpu_seconds, tree_cpu_seconds, tree_resident_mb
+from bench.resources import CoresWatch, tree_cpu_seconds, tree_peak_mb
 from loaders.files import atomic_file
 
 LEAD_IN_SECONDS = 0.5
@@ -103,8 +102,9 @@ class Round:
         images: images delivered.
         seconds: time from the start of the turn to the last of them.
         cpu_seconds: CPU time of the cell's process and all its children.
-        foreign_cpu: share of the machine's CPU time that went to other processes, 0 to 1.
-        resident_mb: resident memory of the cell's process plus what its children hold for themselves, in 10**6 bytes.
+        foreign_cpu: share of the usable cores' CPU time that went to other processes, 0 to 1.
+        peak_mb: the most memory that the cell's process and its children have held so far, in 10**6 bytes; see
+            bench.resources.tree_peak_mb.
         wait_seconds: how long training waited for data; 0 where nothing was trained.
         trainer_cpu_seconds: what of the CPU time was spent on training; 0 where nothing was trained.
     """
@@ -113,7 +113,7 @@ class Round:
     seconds: float
     cpu_seconds: float
     foreign_cpu: float
-    resident_mb: float
+    peak_mb: float
     wait_seconds: float = 0.0
     trainer_cpu_seconds: float = 0.0
 
@@ -148,7 +148,7 @@ class Measurement:
 
     @property
     def peak_rss_mb(self) -> float:
-        return max(turn.resident_mb for turn in self.rounds)
+        return max(turn.peak_mb for turn in self.rounds)
 
     @property
     def foreign_cpu(self) -> Spread:
@@ -156,7 +156,7 @@ class Measurement:
 
     @property
     def disturbed_rounds(self) -> int:
-        """Rounds in which other processes took more of the machine than FOREIGN_CPU_LIMIT."""
+        """Rounds in which other processes took more of the usable cores' time than FOREIGN_CPU_LIMIT."""
         return sum(turn.foreign_cpu > FOREIGN_CPU_LIMIT for turn in self.rounds)
 
     def record(self) -> dict[str, Any]:
@@ -311,13 +311,12 @@ def _serve(cell: Cell, connection: Connection, start_method: str) -> None:
 
 def _take_turn(cell: Cell, batches: Batches, seconds: float) -> Round:
     _lead_in(cell, batches, seconds)
-    cpu, busy = tree_cpu_seconds(), machine_cpu_seconds()
+    watch = CoresWatch()
     done, elapsed = _deliver(batches, seconds, cell.together)
-    cpu, busy = tree_cpu_seconds() - cpu, machine_cpu_seconds() - busy
-    foreign = max(0.0, busy - cpu) / (elapsed * (psutil.cpu_count() or 1))
-    resident = tree_resident_mb()
+    usage = watch.usage()
     _wait_until_quiet()
-    return Round(done.images, elapsed, cpu, foreign, resident, done.wait_seconds, done.trainer_cpu_seconds)
+    waited, trained = done.wait_seconds, done.trainer_cpu_seconds
+    return Round(done.images, elapsed, usage.own, usage.foreign, tree_peak_mb(), waited, trained)
 
 
 def _lead_in(cell: Cell, batches: Batches, seconds: float) -> None:

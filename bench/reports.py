@@ -19,7 +19,7 @@ class Report:
     Attributes:
         sheets: tables, as they are printed and stand in docs/benchmarks.md.
         records: for --json and --csv; ``disturbed_rounds`` in one counts the rounds in which other processes took more
-            than FOREIGN_CPU_LIMIT of the machine.
+            than FOREIGN_CPU_LIMIT of the cores that could be used.
         section: what the HTML page shows, its charts and sentences being those of docs/benchmarks.md, too.
         legend: what the columns mean; empty where that is plain.
     """
@@ -76,6 +76,6 @@ def disturbance(records: Sequence[dict[str, Any]]) -> str:
     if not any(record.get("disturbed_rounds", 0) for record in records):
         return ""
     return (
-        f"*: in a turn or run other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the machine: rates are too low "
-        "there, and seconds too many; ratios and CPU time hold better."
+        f"*: in a turn or run other processes took more than {FOREIGN_CPU_LIMIT:.0%} of the usable cores: rates are "
+        "too low there, and seconds too many; ratios and CPU time hold better."
     )

@@ -153,6 +153,14 @@ def legend() -> str:
         "ratio: of the medians, to the peer named beside it (smallest-largest within a round).\n"
         "cpu-ms: of all processes, per image. roof: images/s as a share of what all cores could do at these cpu-ms.\n"
         "kB: mean size of the file or record that is read for an image; of a record FFCV's loaders may read less.\n"
-        "MB: peak resident memory. first s: from opening to the first batch.\n"
-        "others: largest share of the machine's CPU time that went to other processes in a round."
+        f"{memory_legend()} first s: from opening to the first batch.\n"
+        "others: largest share of the usable cores' CPU time that went to other processes in a round."
+    )
+
+
+def memory_legend() -> str:
+    """Return what the column MB means."""
+    return (
+        "MB: the largest resident memory that the cell's process had since it began, plus that of each of its worker "
+        "processes without the pages that it shares."
     )

@@ -17,7 +17,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm import tqdm
 
 from bench.epoch_turns import TrainingProcess
@@ -97,7 +96,7 @@ class Outcome:
         config: its options, every ``auto`` as it was resolved.
         epochs: its records, in order.
         cpu_seconds: CPU time of its process and all that this one started.
-        foreign_cpu: share of the machine's CPU time that went to other processes, 0 to 1.
+        foreign_cpu: share of the CPU time of the cores it may use that went to other processes, 0 to 1.
     """
 
     folder: Path
@@ -113,7 +112,7 @@ class Outcome:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether other processes took more of the machine than FOREIGN_CPU_LIMIT."""
+        """Whether other processes took more of these cores than FOREIGN_CPU_LIMIT."""
         return self.foreign_cpu > FOREIGN_CPU_LIMIT
 
     @property
@@ -276,15 +275,14 @@ class _Training:
         """Write down what was measured, which finishes the run; return its outcome."""
         run, process, written = self._run, self._process, self._written()
         assert written is not None
-        foreign = max(0.0, process.busy_seconds - process.cpu_seconds)
         measured = {
             "name": run.name,
             "options": run.arguments,
             "cores": run.cores,
             "machine": self._machine,
             "run": written.name,
-            "cpu_seconds": process.cpu_seconds,
-            "foreign_cpu": foreign / (process.seconds * (psutil.cpu_count() or 1)),
+            "cpu_seconds": process.usage.own,
+            "foreign_cpu": process.usage.foreign,
         }
         with atomic_file(self._folder / MEASURED) as temporary:
             temporary.write_text(json.dumps(measured, indent=2) + "\n")

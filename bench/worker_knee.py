@@ -9,7 +9,7 @@ from bench.measure import FOREIGN_CPU_LIMIT, Spread
 from loaders.wording import plural
 
 TOLERANCE = 0.05  # of the best rate that may be given up for fewer workers
-FULL = 0.9  # from this share of the machine's time on, the cores are what limits
+FULL = 0.9  # from this share of the usable cores' time on, the cores are what limits
 IDLE_WAIT = 0.05  # up to this share of its time, a model's wait for data is not worth a worker
 
 
@@ -20,7 +20,7 @@ class Point:
     Attributes:
         rate: images per second.
         busy: share of the usable cores' time that was used, 0 to 1.
-        others: share of the machine's time that other processes took, 0 to 1.
+        others: share of the usable cores' time that other processes took, 0 to 1.
         wait: share of the time that training waited for data, 0 to 1; None where nothing was trained.
         loading: share of the CPU time that was not the training's, 0 to 1; None where nothing was trained.
     """
@@ -71,7 +71,7 @@ def explain(curve: Mapping[int, Point], cores: float) -> str:
 def _limit(point: Point) -> str:
     """Return what the rates say, or why they say little; empty where nothing is known to be the limit."""
     if point.others > FOREIGN_CPU_LIMIT:  # which makes the rates themselves doubtful
-        return f"other processes took {_percent(point.others)} of the machine"
+        return f"other processes took {_percent(point.others)} of the cores"
     if point.wait is not None and point.wait <= IDLE_WAIT:
         return "the model is the limit"
     if point.busy >= FULL:

@@ -13,7 +13,7 @@ from bench.measure import Measurement, Spread
 from bench.page import Section
 from bench.reports import Report
 from bench.tables import Sheet
-from bench.throughput_results import roofline_fraction
+from bench.throughput_results import memory_legend, roofline_fraction
 from bench.variants import split_name
 from bench.worker_cells import Setting
 from bench.worker_knee import Point, explain, explain_depth, knee
@@ -34,7 +34,7 @@ _HEADINGS = (
     "others",
 )
 _TRAINING_HEADINGS = ("waits", "loading")
-_RATES, _MEMORY = "Images per second", "Resident memory"
+_RATES, _MEMORY = "Images per second", "Peak memory"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Result:
     @property
     def rate(self) -> Spread:
         return self.measurement.images_per_second
+
+    @property
+    def peak_mb(self) -> Spread:
+        """See bench.measure.Round; it only grows, so that the last round's is the whole cell's."""
+        return Spread.of([self.measurement.peak_rss_mb])
 
     @property
     def wait_fraction(self) -> float | None:
@@ -200,7 +205,7 @@ def _charts(title: str, of_title: Sequence[Curve], colors: Mapping[str, int]) ->
             for name, color, curve in shown
         ]
         memory = [
-            Line(name, [(result.setting.num_workers, _memory(result)) for result in curve.results], color)
+            Line(name, [(result.setting.num_workers, result.peak_mb) for result in curve.results], color)
             for name, color, curve in shown
         ]
         for of, lines, unit in ((_RATES, rates, "images/s"), (_MEMORY, memory, "MB")):
@@ -209,17 +214,13 @@ def _charts(title: str, of_title: Sequence[Curve], colors: Mapping[str, int]) ->
     return charts
 
 
-def _memory(result: Result) -> Spread:
-    return Spread.of([turn.resident_mb for turn in result.measurement.rounds])
-
-
 def legend() -> str:
     """Return what the columns of the tables mean."""
     return (
         "prefetch: batches in flight. images/s: median (smallest-largest) over the rounds. of best: its share of it.\n"
         "knee: the fewest workers within 5 % of the best, or within the best one's spread.\n"
         "cpu-ms: of all processes, per image, training included. busy: share of the usable cores' time that this is.\n"
-        "MB: peak resident memory. first s: from opening to the first batch, with the start of training.\n"
-        "others: largest share of the machine's CPU time that went to other processes in a round.\n"
+        f"{memory_legend()} first s: from opening to the first batch, with the start of training.\n"
+        "others: largest share of the usable cores' CPU time that went to other processes in a round.\n"
         "waits: share of the time that training waits for data. loading: share of the CPU time that is not training's."
     )

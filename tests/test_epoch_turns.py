@@ -162,8 +162,8 @@ print("saved", signals)
     training.close()
     assert training.returncode == 0
     assert (tmp_path / "log.txt").read_text() == f"saved [{int(signal.SIGTERM)}]\n"
-    assert training.cpu_seconds > 0
-    assert training.busy_seconds > 0
+    assert training.usage.own > 0
+    assert training.usage.busy > 0
 
 
 def test_one_that_ignores_the_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,15 @@ import queue
 import threading
 import time
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 import bench.measure
+from bench import resources
 from bench.measure import Batches, Cell, CellError, Measurement, Ratio, Round, Step, _take_turn, measure
-from bench.resources import tree_cpu_seconds, tree_resident_mb
+from bench.resources import MEGABYTE, CoresUsage, CoresWatch, tree_cpu_seconds, tree_peak_mb, tree_resident_mb
 
 
 def _sleep(seconds: float) -> None:
@@ -176,6 +178,53 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_disturbed_rounds_are_counted() -> None:
     quiet, loud = Round(8, 1.0, 0.5, 0.02, 1.0), Round(8, 1.0, 0.5, 0.4, 1.0)
     assert Measurement(0.0, (quiet, loud, loud)).disturbed_rounds == 2
+
+
+STAT = """cpu  900 0 0 900 0 0 0 0 0 0
+cpu0 {busy} 0 0 100 0 0 0 0 0 0
+cpu2 100 10 20 900 5 1 2 {stolen} 0 0
+intr 12345
+"""
+
+
+def test_only_the_cores_that_may_be_used_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stat = Clock(), tmp_path / "stat"
+    monkeypatch.setattr(resources, "time", clock)
+    monkeypatch.setattr(resources, "tree_cpu_seconds", lambda: clock.now / 2)
+    monkeypatch.setattr(resources, "_STAT", stat)
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: {2})
+    monkeypatch.setattr(resources.os, "sysconf", lambda _: 100)
+    stat.write_text(STAT.format(busy=0, stolen=0))
+    watch, all_cores = CoresWatch(), CoresWatch([0, 2])
+    clock.sleep(2.0)
+    stat.write_text(STAT.format(busy=200, stolen=150))  # ticks: a core busy for two seconds, one stolen for 1.5
+    assert watch.usage() == CoresUsage(1.0, 1.5, 2.0)
+    assert watch.usage().foreign == 0.25
+    assert all_cores.usage() == CoresUsage(1.0, 3.5, 4.0)
+    assert (watch.usage() + CoresUsage(1.0, 2.5, 2.0)).foreign == 0.5
+    assert CoresUsage().foreign == 0.0
+
+
+def hold(held_mb: int, keep_mb: int, ready: Event, end: Event) -> None:
+    held = bytearray(b"x") * int(held_mb * MEGABYTE)
+    kept = bytearray(b"x") * int(keep_mb * MEGABYTE)
+    del held
+    ready.set()
+    end.wait()
+    assert kept
+
+
+def test_memory_that_was_given_back_counts_in_the_peak() -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    before = tree_resident_mb()
+    holder = context.Process(target=hold, args=(300, 10, ready, end))
+    holder.start()
+    ready.wait()
+    assert tree_resident_mb() < before + 200
+    assert tree_peak_mb() > before + 300
+    end.set()
+    holder.join()
 
 
 def test_children_count_while_they_live_and_after() -> None:

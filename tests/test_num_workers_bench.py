@@ -86,7 +86,7 @@ def test_a_knee_is_explained() -> None:
         {0: Point(flat(500), 0.5), 1: Point(flat(502), 0.5)}, 2
     )
     for wait in (None, 0.0):  # whatever else the figures say
-        assert "other processes took 70 % of the machine" in explain({1: Point(flat(550), 0.3, 0.7, wait)}, 2.0)
+        assert "other processes took 70 % of the cores" in explain({1: Point(flat(550), 0.3, 0.7, wait)}, 2.0)
 
 
 def test_a_knee_beside_training_is_explained() -> None:
