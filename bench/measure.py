@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -118,6 +118,11 @@ class Round:
     trainer_cpu_seconds: float = 0.0
 
     @property
+    def is_disturbed(self) -> bool:
+        """Whether other processes took more of the usable cores' time than FOREIGN_CPU_LIMIT."""
+        return self.foreign_cpu > FOREIGN_CPU_LIMIT
+
+    @property
     def images_per_second(self) -> float:
         return self.images / self.seconds
 
@@ -156,8 +161,12 @@ class Measurement:
 
     @property
     def disturbed_rounds(self) -> int:
-        """Rounds in which other processes took more of the usable cores' time than FOREIGN_CPU_LIMIT."""
-        return sum(turn.foreign_cpu > FOREIGN_CPU_LIMIT for turn in self.rounds)
+        """How many rounds were disturbed."""
+        return sum(turn.is_disturbed for turn in self.rounds)
+
+    def undisturbed(self) -> Measurement:
+        """Return the measurement without the disturbed rounds; all of it where there are no others."""
+        return replace(self, rounds=tuple(turn for turn in self.rounds if not turn.is_disturbed) or self.rounds)
 
     def record(self) -> dict[str, Any]:
         """Return the figures under the names that the benchmarks' JSON files use."""

@@ -5,7 +5,8 @@
 
 Each loader delivers normalized batches to the device, alone and, with ``--train``, to a model that trains on them in
 the same process, as the engine's loop does. The knee is the smallest number of workers whose median rate is within 5 %
-of the best, or within the best one's spread over the rounds; what it costs to have fewer or more stands in a sentence.
+of the best, or within the best one's spread over the rounds and 10 % of it; what it costs to have fewer or more stands
+in a sentence.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bench.program import run_program
 from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.throughput import long_epoch
-from bench.variants import OWN_LOADERS, prepare, without_records
+from bench.variants import OWN_LOADERS, prepare, without_records, workers_of
 from bench.worker_cells import Setting, cell
 from bench.worker_results import Result, reports
 from engine.model import create_model
@@ -70,12 +71,23 @@ def settings(options: argparse.Namespace) -> list[list[Setting]]:
         [
             Setting(loader, num_workers, prefetch, resolution, options.batch_size, model, options.device)
             for prefetch in sorted(set(options.prefetch))
-            for num_workers in sorted(set(options.num_workers))
+            for num_workers in sorted({workers_of(loader, asked) for asked in options.num_workers})
         ]
         for resolution in options.resolutions
         for model in models
         for loader in options.loaders
     ]
+
+
+def measured_as(options: argparse.Namespace) -> str:
+    """Say which numbers of workers loaders take for others, so that these are not measured; empty where none are."""
+    same: dict[tuple[str, ...], list[str]] = {}
+    for loader in options.loaders:
+        used = {asked: workers_of(loader, asked) for asked in sorted(set(options.num_workers))}
+        replaced = tuple(f"{asked} is {number}" for asked, number in used.items() if number != asked)
+        if replaced:
+            same.setdefault(replaced, []).append(loader)
+    return "; ".join(f"of {', '.join(loaders)} {', '.join(replaced)}" for replaced, loaders in same.items())
 
 
 def run(options: argparse.Namespace) -> list[Report]:
@@ -94,16 +106,17 @@ def run(options: argparse.Namespace) -> list[Report]:
     dataset = long_epoch(without_records(data.train))
     folders = {name: prepare(name, data, dataset) for name in options.loaders}
     machine = describe_machine()
-    groups = settings(options)
+    groups, same = settings(options), measured_as(options)
+    note = f"workers: as many as are used; {same}." if same else ""
     results: list[Result] = []
     with progress_bar(sum(turns(len(group), options.rounds) for group in groups)) as progress:
         for group in groups:
             cells = [cell(setting, dataset, folders[setting.loader]) for setting in group]
             measured = measure(cells, rounds=options.rounds, seconds=options.seconds, progress=progress)
             results += map(Result, group, measured)
-            found = reports(results, machine)
+            found = reports(results, machine, note)
             write_reports(options, "How many workers are enough", found, machine)
-    return reports(results, machine)
+    return reports(results, machine, note)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

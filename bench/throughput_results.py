@@ -14,7 +14,7 @@ from bench.page import Section
 from bench.peers import PEERS, Output, Work
 from bench.reports import Report
 from bench.tables import Sheet
-from bench.variants import split_name
+from bench.variants import split_name, workers_of
 from loaders.cores import usable_cores
 from loaders.wording import plural
 
@@ -42,6 +42,11 @@ class Result:
     bytes_per_image: float = 0.0
 
     @property
+    def workers_used(self) -> int:
+        """Processes or threads in place of the workers asked for."""
+        return workers_of(self.loader, self.work.num_workers)
+
+    @property
     def roofline_fraction(self) -> float:
         """The rate as a share of what the cores could do if they did nothing else: cores x 1000 / cpu-ms."""
         return roofline_fraction(self.measurement)
@@ -53,6 +58,7 @@ class Result:
             "loader": loader,
             "variant": variant,
             "num_workers": self.work.num_workers,
+            "workers_used": self.workers_used,
             "resolution": self.work.resolution,
             "batch_size": self.work.batch_size,
             "output": self.work.output,
@@ -126,13 +132,13 @@ def _chart(title: str, results: Sequence[Result]) -> Markup:
 def lines(result: Result) -> list[list[str]]:
     """Return a result's row of its table, and one more for each further peer that it is compared with."""
     measured = result.measurement
-    rate = measured.images_per_second
+    rate, asked = measured.images_per_second, result.work.num_workers
     ratios = [
         [f"{ratio.of_medians:.2f} ({ratio.min:.2f}-{ratio.max:.2f})", peer] for peer, ratio in result.ratios.items()
     ] or [["", ""]]
     first = [
         result.loader,
-        str(result.work.num_workers),
+        str(asked) if asked == result.workers_used else f"{asked} ({result.workers_used})",
         f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})",
         *ratios[0],
         f"{measured.cpu_ms_per_image:.2f}",
@@ -149,7 +155,8 @@ def lines(result: Result) -> list[list[str]]:
 def legend() -> str:
     """Return what the columns of the tables mean."""
     return (
-        "images/s: median (smallest-largest) over the rounds.\n"
+        "workers: as asked for; in brackets the threads in their place, of which a loader has at least one and no more "
+        "than there are cores. images/s: median (smallest-largest) over the rounds.\n"
         "ratio: of the medians, to the peer named beside it (smallest-largest within a round).\n"
         "cpu-ms: of all processes, per image. roof: images/s as a share of what all cores could do at these cpu-ms.\n"
         "kB: mean size of the file or record that is read for an image; of a record FFCV's loaders may read less.\n"

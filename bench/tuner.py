@@ -30,8 +30,7 @@ from bench.tuner_choices import AUTO, SITUATIONS, Case, Situation, in_turns, pla
 from bench.variants import why_missing
 from engine.tuner import TUNED_LOADERS
 from loaders.cores import usable_cores
-
-_FREE_NUMBER = "torch"  # the loader that uses more workers than there are cores, when told to
+from loaders.registry import workers_used
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -115,10 +114,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _numbers(options: argparse.Namespace, situation: Situation, loader: str, cores: int) -> tuple[int, ...]:
-    if options.num_workers:
-        return tuple(sorted(set(options.num_workers)))
-    one_more = situation == "loading" and loader == _FREE_NUMBER
-    return tuple(range(1, cores + 1 + one_more))
+    """Return the numbers of workers to compare with, each as a loader on so many cores uses it."""
+    asked = options.num_workers or range(1, cores + 1 + (situation == "loading"))
+    return tuple(sorted({workers_used(loader, number, cores) for number in asked}))
 
 
 def run(options: argparse.Namespace) -> list[Report]:

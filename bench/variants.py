@@ -26,7 +26,7 @@ from loaders.pack_job import pack
 from loaders.pack_records import PackError, PackOptions
 from loaders.pack_sources import source_of
 from loaders.packed import PackedDataset
-from loaders.registry import LOADER_NAMES, create_loader
+from loaders.registry import LOADER_NAMES, create_loader, workers_used
 
 if TYPE_CHECKING:
     from loaders.ffcv_file import Storage
@@ -52,6 +52,14 @@ def split_name(name: str) -> tuple[str, str]:
     """Return a loader's name and its variant, empty for the usual one; a peer's name is a whole."""
     loader, _, variant = name.partition(":")
     return (name, "") if name in PEERS else (loader, variant)
+
+
+def workers_of(name: str, asked: int) -> int:
+    """Return how many processes or threads a loader or peer uses when it is asked for so many workers."""
+    if name.startswith("peer:dali"):
+        return max(1, asked)
+    loader = "ffcv" if name in _BETON else "torch" if name in PEERS else split_name(name)[0]
+    return workers_used(loader, asked)
 
 
 def why_missing(name: str) -> str | None:

@@ -9,6 +9,7 @@ from bench.measure import FOREIGN_CPU_LIMIT, Spread
 from loaders.wording import plural
 
 TOLERANCE = 0.05  # of the best rate that may be given up for fewer workers
+SPREAD_TOLERANCE = 0.1  # of it, where the best one's rounds differ by as much
 FULL = 0.9  # from this share of the usable cores' time on, the cores are what limits
 IDLE_WAIT = 0.05  # up to this share of its time, a model's wait for data is not worth a worker
 
@@ -33,13 +34,13 @@ class Point:
 
 
 def knee(curve: Mapping[int, Spread]) -> int:
-    """Return the smallest count whose median is within 5 % of the best, or within the spread of the best.
+    """Return the smallest count whose median is within 5 % of the best, or within its spread and 10 % of it.
 
     Args:
         curve: rates by count; at least one.
     """
     best = max(curve.values(), key=lambda rate: rate.median)
-    enough = min(best.min, (1 - TOLERANCE) * best.median)
+    enough = min((1 - TOLERANCE) * best.median, max(best.min, (1 - SPREAD_TOLERANCE) * best.median))
     return min(count for count, rate in curve.items() if rate.median >= enough)
 
 
@@ -62,9 +63,10 @@ def explain(curve: Mapping[int, Point], cores: float) -> str:
     more = sorted(count for count in curve if count > chosen)
     limit = _limit(point)
     if more:
-        other = curve[more[0]].rate.median
-        change = f"with {more[0]} it was {other:,.0f} ({_percent(other / point.rate.median - 1, sign=True)})"
-        return f"{reached}; {change}: {limit or 'cores were left, but more workers did not use them'}."
+        other = curve[more[0]]
+        growth = _percent(other.rate.median / point.rate.median - 1, sign=True)
+        change = f"with {more[0]} it was {other.rate.median:,.0f} ({growth})"
+        return f"{reached}; {change}: {limit or _why_no_faster(other, more[0] - chosen)}."
     return f"{reached}; no more were measured" + (f": {limit}." if limit else ", and more might help.")
 
 
@@ -77,6 +79,20 @@ def _limit(point: Point) -> str:
     if point.busy >= FULL:
         return "all cores are busy"
     return ""
+
+
+def _why_no_faster(point: Point, added: int) -> str:
+    """Return why so many more workers than were enough, which gave this point, brought little."""
+    if point.others > FOREIGN_CPU_LIMIT:
+        return f"other processes took {_percent(point.others)} of the cores then"
+    if point.busy >= FULL and point.wait is None:
+        return "all cores were busy then"
+    if point.busy >= FULL:
+        workers = "the additional worker took its core" if added == 1 else "the additional workers took their cores"
+        return f"{workers} from the model"
+    if point.wait is not None and point.wait <= IDLE_WAIT:
+        return "the model was the limit then"
+    return "cores were left, but more workers did not use them"
 
 
 def _percent(share: float, sign: bool = False) -> str:

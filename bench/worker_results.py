@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from markupsafe import Markup
@@ -39,14 +40,21 @@ _RATES, _MEMORY = "Images per second", "Peak memory"
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of one setting."""
+    """The figures of one setting.
+
+    What decides is measured in the undisturbed rounds, where there are any: one odd round moves a knee.
+    """
 
     setting: Setting
     measurement: Measurement
 
+    @cached_property
+    def undisturbed(self) -> Measurement:
+        return self.measurement.undisturbed()
+
     @property
     def rate(self) -> Spread:
-        return self.measurement.images_per_second
+        return self.undisturbed.images_per_second
 
     @property
     def peak_mb(self) -> Spread:
@@ -58,7 +66,7 @@ class Result:
         """Share of the time that training waited for data, the rounds taken together; None where nothing trained."""
         if not self.setting.model:
             return None
-        rounds = self.measurement.rounds
+        rounds = self.undisturbed.rounds
         return sum(turn.wait_seconds for turn in rounds) / sum(turn.seconds for turn in rounds)
 
     @property
@@ -66,13 +74,13 @@ class Result:
         """Share of the CPU time that was not the training's, the rounds taken together; None where nothing trained."""
         if not self.setting.model:
             return None
-        rounds = self.measurement.rounds
+        rounds = self.undisturbed.rounds
         spent = sum(turn.cpu_seconds for turn in rounds)
         return max(0.0, 1 - sum(turn.trainer_cpu_seconds for turn in rounds) / spent)
 
     def point(self) -> Point:
-        busy = roofline_fraction(self.measurement)
-        others = self.measurement.foreign_cpu.median
+        busy = roofline_fraction(self.undisturbed)
+        others = self.undisturbed.foreign_cpu.median
         return Point(self.rate, busy, others, self.wait_fraction, self.loading_cpu_fraction)
 
     def record(self, machine: str, is_knee: bool) -> dict[str, Any]:
@@ -83,7 +91,8 @@ class Result:
             "loader": loader,
             "variant": variant,
             **self.measurement.record(),
-            "roofline_fraction": roofline_fraction(self.measurement),
+            "undisturbed_images_per_second": asdict(self.rate),
+            "roofline_fraction": roofline_fraction(self.undisturbed),
             "wait_fraction": self.wait_fraction,
             "loading_cpu_fraction": self.loading_cpu_fraction,
             "knee": is_knee,
@@ -158,8 +167,8 @@ def _row(result: Result, curve: Curve) -> list[str]:
         f"{rate.median:.0f} ({rate.min:.0f}-{rate.max:.0f})",
         f"{rate.median / best:.0%}",
         "knee" if result is curve.knee else "",
-        f"{measured.cpu_ms_per_image:.2f}",
-        f"{roofline_fraction(measured):.0%}",
+        f"{result.undisturbed.cpu_ms_per_image:.2f}",
+        f"{roofline_fraction(result.undisturbed):.0%}",
         f"{measured.peak_rss_mb:.0f}",
         f"{measured.seconds_to_first_batch:.1f}",
         f"{measured.foreign_cpu.max:.0%}" + "*" * (measured.disturbed_rounds > 0),
@@ -168,15 +177,21 @@ def _row(result: Result, curve: Curve) -> list[str]:
     return row + [f"{share:.0%}" for share in shares if share is not None]
 
 
-def reports(results: Sequence[Result], machine: str) -> list[Report]:
-    """Return sentences, charts of rate and memory, and a table for each resolution, alone and while a model trains."""
+def reports(results: Sequence[Result], machine: str, note: str = "") -> list[Report]:
+    """Return sentences, charts of rate and memory, and a table for each resolution, alone and while a model trains.
+
+    Args:
+        results: what was measured.
+        machine: where.
+        note: what is to be said besides of the columns.
+    """
     colors = {name: number for number, name in enumerate(dict.fromkeys(result.setting.loader for result in results))}
     found = []
     for title, of_title in _by_title(results).items():
         sheets = [_sheet(title, of_title)]
         section = Section(title, list(_sentences(of_title)), _charts(title, of_title, colors), sheets)
         records = [result.record(machine, result is curve.knee) for curve in of_title for result in curve.results]
-        found.append(Report(sheets, records, section, legend()))
+        found.append(Report(sheets, records, section, "\n".join(filter(None, (legend(), note)))))
     return found
 
 
@@ -217,8 +232,9 @@ def _charts(title: str, of_title: Sequence[Curve], colors: Mapping[str, int]) ->
 def legend() -> str:
     """Return what the columns of the tables mean."""
     return (
-        "prefetch: batches in flight. images/s: median (smallest-largest) over the rounds. of best: its share of it.\n"
-        "knee: the fewest workers within 5 % of the best, or within the best one's spread.\n"
+        "prefetch: batches in flight. images/s: median (smallest-largest) over the rounds. of best: its share of it. "
+        "All but others: without the rounds that others disturbed, where there are undisturbed ones.\n"
+        "knee: the fewest workers within 5 % of the best, or within the best one's spread and 10 % of it.\n"
         "cpu-ms: of all processes, per image, training included. busy: share of the usable cores' time that this is.\n"
         f"{memory_legend()} first s: from opening to the first batch, with the start of training.\n"
         "others: largest share of the usable cores' CPU time that went to other processes in a round.\n"

@@ -20,6 +20,18 @@ def usable_cores(local_world_size: int = 1) -> float:
     return min(float(cores), _quota()) / local_world_size
 
 
+def decoding_threads(num_workers: int, cores: float) -> int:
+    """Return how many threads a loader that decodes in threads uses when it is asked for so many workers.
+
+    At least one, as nobody else decodes, and no more than there are cores.
+
+    Args:
+        num_workers: asked for.
+        cores: that may be used.
+    """
+    return max(1, min(num_workers, int(cores)))
+
+
 def _quota(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> float:
     """Return the smallest limit, in cores, on the way from this process's control group to the root."""
     try:

@@ -8,7 +8,6 @@ goes on from the same batch.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import torch
 
 from loaders.bad_samples import BadSamples
 from loaders.contract import Batch, Loader
+from loaders.cores import decoding_threads, usable_cores
 from loaders.dali_geometry import FIRST_TRANSPOSED
 from loaders.dali_jobs import Job, JobMaker
 from loaders.dali_pipeline import build_pipeline, import_dali, input_names, inputs_of
@@ -94,7 +94,7 @@ class DaliLoader(Loader):
 
     @property
     def _num_threads(self) -> int:
-        return max(1, min(self.num_workers, len(os.sched_getaffinity(0))))
+        return decoding_threads(self.num_workers, usable_cores())
 
     def describe(self) -> str:
         place = f"on {self.device}, " if self.device.type == "cuda" else ""

@@ -21,7 +21,7 @@ from loaders.bad_samples import BadSample, BadSamples
 from loaders.buffers import BufferPool
 from loaders.cache import cache_dir
 from loaders.contract import Batch, Loader, LoaderError
-from loaders.cores import usable_cores
+from loaders.cores import decoding_threads, usable_cores
 from loaders.dataset import ImageDataset
 from loaders.ffcv_epoch import EPOCH_ENDED, PlanEpoch, build_loader, has_samples
 from loaders.ffcv_file import JPEG_500, Beton, Storage, open_beton
@@ -198,4 +198,5 @@ def _threads(num_workers: int) -> int:
     if numba.threading_layer() == "workqueue":  # which ends the process when two threads use it at once
         logger.warning("FFCV runs in one thread: Numba finds neither TBB nor OpenMP; installing tbb helps")
         return 1
-    return max(1, min(num_workers, int(usable_cores()), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return min(decoding_threads(num_workers, usable_cores()), most)

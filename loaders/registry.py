@@ -10,11 +10,25 @@ import torch
 
 from loaders.bad_samples import BadSamples
 from loaders.contract import Loader, LoaderError
+from loaders.cores import decoding_threads, usable_cores
 from loaders.dataset import ImageDataset
 from loaders.packed import PackedDataset
 
 LOADER_NAMES = ("torch", "dali", "ffcv", "roi", "synthetic")
 _PACKED_LOADERS = ("roi", "synthetic")  # that take packed sets
+
+
+def workers_used(name: str, num_workers: int, cores: float | None = None) -> int:
+    """Return how many worker processes or threads a loader uses when it is asked for so many.
+
+    Args:
+        name: one of LOADER_NAMES.
+        num_workers: asked for.
+        cores: that may be used; None for those that this process may use.
+    """
+    if name == "synthetic":
+        return 0
+    return num_workers if name == "torch" else decoding_threads(num_workers, cores or usable_cores())
 
 
 def create_loader(

@@ -23,7 +23,7 @@ from kernels.jpeg import load_library
 from loaders.bad_samples import BadSamples
 from loaders.buffers import BufferPool
 from loaders.contract import Batch, Loader
-from loaders.cores import usable_cores
+from loaders.cores import decoding_threads, usable_cores
 from loaders.dataset import ImageDataset
 from loaders.plan import BatchPlan, EpochPlan, View
 from loaders.roi_device import DeviceResampler
@@ -186,7 +186,7 @@ class RoiLoader(Loader):
 
     @property
     def _num_threads(self) -> int:
-        return max(1, min(self.num_workers, int(usable_cores())))
+        return decoding_threads(self.num_workers, usable_cores())
 
     def describe(self) -> str:
         place = f", resampled on {self.device}" if self._resample_on == "device" else ""

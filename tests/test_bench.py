@@ -18,7 +18,9 @@ from bench.bytes_read import bytes_per_image
 from bench.measure import Cell, Measurement, Round
 from bench.options import listed, positive
 from bench.peers import MEAN, PEERS, STD, Output, Work, is_installed
+from bench.throughput_results import Result, lines
 from bench.variants import OWN_LOADERS, prepare, split_name, why_missing
+from loaders import registry
 from loaders.cores import usable_cores
 from loaders.opening import open_data
 from loaders.packed import PackedDataset, open_packed
@@ -242,6 +244,21 @@ def test_batch_sizes_have_tables_and_charts_of_their_own(
     assert page.count("<svg") == page.count("<table>") == 2
     assert "uint8, 32 px, batches of 8" in page
     assert "--batch-size 4,8" in page
+
+
+def test_workers_asked_for_are_shown_with_the_threads_in_their_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "usable_cores", lambda: 2.0)
+    measurement = Measurement(0.1, (Round(100, 1.0, 1.0, 0.0, 50.0),))
+
+    def shown(name: str) -> list[str]:
+        works = [work_on(folder, "uint8", num_workers) for num_workers in (0, 1, 3)]
+        return [lines(Result(name, work, measurement, {}))[0][1] for work in works]
+
+    assert shown("roi:plain") == shown("peer:ffcv") == shown("dali") == ["0 (1)", "1", "3 (2)"]
+    assert shown("torch") == shown("peer:torchvision") == ["0", "1", "3"]
+    assert shown("peer:dali") == ["0 (1)", "1", "3"]
 
 
 def test_throughput_of_a_packed_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

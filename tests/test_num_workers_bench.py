@@ -21,7 +21,9 @@ from bench import num_workers, worker_cells
 from bench.charts import Bar, Box, Line, bar_chart, count_chart, spread_out
 from bench.measure import Cell, Measurement, Round, Spread, Step
 from bench.worker_cells import Meter, Setting, cell, load, train
-from bench.worker_knee import TOLERANCE, Point, explain, explain_depth, knee
+from bench.worker_knee import SPREAD_TOLERANCE, TOLERANCE, Point, explain, explain_depth, knee
+from bench.worker_results import Result
+from loaders import registry
 from loaders.opening import open_data
 from tests.folders import image_folder
 
@@ -51,12 +53,15 @@ def test_the_knee_of_curves_that_people_would_agree_on() -> None:
     assert knee({1: flat(500), 2: flat(900), 3: flat(1000)}) == 3
     assert knee({1: flat(960), 2: flat(1000)}) == 1  # within 5 %
     assert knee({1: flat(900), 2: Spread(1000, 890, 1100)}) == 1  # within the spread of the best
+    assert knee({1: flat(899), 2: Spread(1000, 590, 1100)}) == 2  # one slow round of the best is none for others
+    assert knee({0: flat(600), 1: flat(620), 2: Spread(1200, 590, 1240)}) == 2
     assert knee({1: Spread(900, 700, 1100), 2: flat(1000)}) == 2  # its own spread is no excuse
 
 
 @given(rate_curves)
 def test_the_knee_is_the_smallest_count_that_is_good_enough(curve: dict[int, Spread]) -> None:
     chosen, best = knee(curve), max(curve.values(), key=lambda rate: rate.median)
+    assert curve[chosen].median >= (1 - SPREAD_TOLERANCE) * best.median
     assert curve[chosen].median >= min(best.min, (1 - TOLERANCE) * best.median)
     assert all(curve[count].median < (1 - TOLERANCE) * best.median for count in curve if count < chosen)
 
@@ -96,6 +101,30 @@ def test_a_knee_beside_training_is_explained() -> None:
         "with 2 it was 212 (+1 %): the model is the limit."
     )
     assert "all cores are busy" in explain({2: Point(flat(100), 0.99, wait=0.4, loading=0.8)}, 2.0)
+
+
+def test_what_more_workers_did_is_said_by_what_was_measured_with_them() -> None:
+    def said(busy: float, wait: float | None, others: float = 0.0, more: int = 1) -> str:
+        chosen = Point(flat(158), 0.87, wait=None if wait is None else 0.26)
+        return explain({0: chosen, more: Point(flat(157), busy, others, wait)}, 2.0).rpartition("(-1 %): ")[2]
+
+    assert said(0.98, 0.03) == "the additional worker took its core from the model."
+    assert said(0.98, 0.03, more=2) == "the additional workers took their cores from the model."
+    assert said(0.98, None) == "all cores were busy then."
+    assert said(0.87, 0.03) == "the model was the limit then."
+    assert said(0.5, 0.26, others=0.4) == "other processes took 40 % of the cores then."
+    assert said(0.87, 0.26) == "cores were left, but more workers did not use them."
+
+
+def test_disturbed_rounds_decide_nothing_where_there_are_others() -> None:
+    quiet = [Round(rate, 1.0, 1.0, 0.02, 50.0) for rate in (200, 210)]
+    loud = [Round(rate, 1.0, 9.0, 0.5, 50.0) for rate in (20, 30, 40)]
+    found = Result(setting_of(""), Measurement(0.1, (*loud, *quiet)))
+    assert found.rate == Spread(205, 200, 210)
+    assert found.point().others == 0.02
+    record = found.record("here", is_knee=False)
+    assert (record["disturbed_rounds"], record["rounds"]) == (3, [20, 30, 40, 200, 210])
+    assert Result(setting_of(""), Measurement(0.1, tuple(loud))).rate == Spread(30, 20, 40)
 
 
 def test_a_prefetch_depth_is_explained() -> None:
@@ -275,6 +304,7 @@ def pretend(cells: Sequence[Cell], *, rounds: int, **_: object) -> list[Measurem
 def test_the_script_marks_knees(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(registry, "usable_cores", lambda: 4.0)
     monkeypatch.setattr(num_workers, "measure", pretend)
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
     options = ["--data", str(folder), "--loaders", "torch,roi:plain", "--num-workers", "2,0,1,3", "--prefetch", "2,1"]
@@ -287,7 +317,7 @@ def test_the_script_marks_knees(
     assert "roi:plain: a prefetch depth of 1 is enough" in printed
 
     records = json.loads(files["json"].read_text())
-    assert len(records) == 2 * 2 * 2 * 4  # loaders, prefetch depths, alone and training, numbers of workers
+    assert len(records) == 2 * 2 * (4 + 3)  # prefetch depths, alone and training, numbers of workers of both loaders
     assert {record["num_workers"] for record in records if record["knee"]} == {2}
     assert sum(record["knee"] for record in records) == 8
     for record in records:
@@ -308,6 +338,21 @@ def test_the_script_marks_knees(
     assert len(charts) == 8  # rate and memory of two loaders, alone and training
     for chart in charts:
         check_geometry(f"<svg{chart}</svg>")
+
+
+def test_numbers_that_a_loader_takes_for_others_are_measured_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "usable_cores", lambda: 2.0)
+    monkeypatch.setattr(num_workers, "measure", pretend)
+    arguments = ["--data", str(folder), "--loaders", "torch,roi:plain", "--num-workers", "0,3,1,2", "--train", "off"]
+    groups = num_workers.settings(num_workers.parse(arguments))
+    numbers = {group[0].loader: [setting.num_workers for setting in group] for group in groups}
+    assert numbers == {"torch": [0, 1, 2, 3], "roi:plain": [1, 2]}
+    assert num_workers.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("workers: as many as are used; of roi:plain 0 is 1, 3 is 2.") == 1
+    assert num_workers.measured_as(num_workers.parse([*arguments, "--num-workers", "1,2"])) == ""
 
 
 def test_a_model_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

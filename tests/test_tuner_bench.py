@@ -127,10 +127,39 @@ def test_a_choice_that_is_slower_than_chance_is_named() -> None:
         "Loading is the limit: the tuner's choice is within 5%, or within the spread, of the best number in 0 of 1 "
         "case; not torch, 2 cores: 0.502 of 3 workers, chosen 1, enough 2."
     ]
-    within = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (150, 150)}, chosen=(1, 2))
+    within = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (160, 150)}, chosen=(1, 2))
     assert (within.verdict, within.is_met) == ("within the spread", True)
-    never_as_fast = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (150, 149)}, chosen=(1, 2))
+    never_as_fast = result(LOADING, {1: (100, 80), 2: (200, 150), 3: (100, 150), AUTO: (165, 149)}, chosen=(1, 2))
     assert never_as_fast.verdict == "slower"
+
+
+def test_one_odd_round_does_not_decide() -> None:
+    slow = result(
+        LOADING, {1: (90, 90, 90), 2: (100, 100, 100), 3: (90, 90, 90), AUTO: (60, 70, 100)}, chosen=(1, 1, 2)
+    )
+    assert slow.ratio == Spread(0.7, 0.6, 1.0)
+    assert (slow.verdict, slow.is_met) == ("slower", False)
+    disturbed = {
+        1: [outcome(1.0, 100), outcome(1.0, 10, foreign_cpu=0.5), outcome(1.0, 104)],
+        2: [outcome(1.0, 80), outcome(1.0, 100), outcome(1.0, 80)],
+        AUTO: [outcome(1.0, 99), outcome(1.0, 20, workers=3), outcome(1.0, 103)],
+    }
+    found = Result(SLOW, disturbed)
+    assert found.counted == [0, 2]
+    assert (found.best, found.rates[1], found.chosen) == (1, Spread(102, 100, 104), [1, 3, 1])
+    assert found.ratio == Spread.of([0.99, 103 / 104])
+    assert found.chosen_ratio == Spread(1, 1, 1)
+    loud = {workers: [outcome(1.0, 100, foreign_cpu=0.5)] for workers in (1, 2, AUTO)}
+    assert Result(SLOW, loud).counted == [0], "there are no others"
+
+
+def test_numbers_to_compare_with_are_those_that_a_loader_uses() -> None:
+    def numbers(*arguments: str) -> dict[str, tuple[int, ...]]:
+        given = ["--loaders", "torch,roi", "--cores", "1", "--situations", "loading", *arguments]
+        return {case.loader: case.numbers for case in tuner.cases(tuner.parse(given))}
+
+    assert numbers() == {"torch": (1, 2), "roi": (1,)}
+    assert numbers("--num-workers", "1,3") == {"torch": (1, 3), "roi": (1,)}
 
 
 def test_a_slow_model_is_to_take_no_more_workers_than_needed() -> None:
