@@ -28,6 +28,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from bench.resources import CoresWatch, tree_cpu_seconds, tree_peak_mb
+from loaders.bad_samples import BadSampleError
 from loaders.files import atomic_file
 
 LEAD_IN_SECONDS = 0.5
@@ -314,6 +315,8 @@ def _serve(cell: Cell, connection: Connection, start_method: str) -> None:
                 connection.send(_take_turn(cell, batches, connection.recv()))
     except (EOFError, BrokenPipeError):
         return
+    except BadSampleError as error:
+        connection.send(str(error))
     except Exception:
         connection.send(traceback.format_exc())
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -30,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 from bench.charts import Line, count_chart
 from bench.measure import Spread
 from bench.options import add_device, add_reports, command_line, listed, not_negative, positive, shown_command
+from bench.own_process import call_apart
 from bench.page import Section
 from bench.peers import MEAN, STD
 from bench.program import run_program
@@ -123,18 +122,18 @@ def create_learner(model: str, num_classes: int, this: Process) -> Learner:
 def courses(dataset: ImageDataset, options: argparse.Namespace) -> Iterator[Course]:
     """Observe each loader in a fresh process."""
     for loader in options.loaders:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            yield pool.submit(
-                observe,
-                loader,
-                dataset,
-                options.num_workers,
-                options.batch_size,
-                options.resolutions,
-                options.epochs,
-                options.device,
-                options.model,
-            ).result()
+        yield call_apart(
+            loader,
+            observe,
+            loader,
+            dataset,
+            options.num_workers,
+            options.batch_size,
+            options.resolutions,
+            options.epochs,
+            options.device,
+            options.model,
+        )
 
 
 def report(observed: Sequence[Course], machine: str) -> Report:
@@ -182,6 +181,7 @@ def run(options: argparse.Namespace) -> list[Report]:
 
     Raises:
         DataError: there are no data.
+        CellError: a loader's process ended.
     """
     dataset = open_data(options.data).train
     dataset = dataset.select(np.arange(min(options.images, len(dataset))))

@@ -20,6 +20,8 @@ from torchvision.datasets.folder import default_loader
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from bench.bad_files import unreadable
+from loaders.bad_samples import BadSampleError
 from loaders.cache import cache_dir
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
@@ -72,7 +74,10 @@ class _Files(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, label = self.samples[index]
-        return self.transform(self.read(path)), label
+        try:
+            return self.transform(self.read(path)), label
+        except (OSError, RuntimeError, ValueError) as error:  # which do not always name the file
+            raise BadSampleError(unreadable(path, error)) from error
 
 
 def _data_loader(work: Work, dataset: Dataset[tuple[torch.Tensor, int]]) -> Images:

@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 
 from bench.measure import CellError
 from bench.options import stopped
-from bench.reports import Report, print_reports
+from bench.reports import Report, check_files, print_reports
 from bench.resources import describe_machine
 from bench.training_runs import RunError
 from bench.variants import PREPARATION_ERRORS
 from engine.values import ConfigError
 from engine.weights import ModelError
+from loaders.bad_samples import BadSampleError, TooManyBadSamplesError
 
-ERRORS = (*PREPARATION_ERRORS, CellError, ConfigError, ModelError, OSError, RunError)  # their messages say all
+_FILES = (BadSampleError, TooManyBadSamplesError)
+ERRORS = (*PREPARATION_ERRORS, *_FILES, CellError, ConfigError, ModelError, OSError, RunError)  # their messages say all
 
 
 def run_program(
@@ -36,6 +38,7 @@ def run_program(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
     try:
+        check_files(options)  # before anything takes long
         reports = run(options)
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python bench/region_speed.py`
 
 from bench.charts import Bar, Key, bar_chart
-from bench.measure import CellError, Spread, measure, progress_bar, turns
+from bench.measure import Spread, measure, progress_bar, turns
 from bench.options import add_measuring, add_reports, command_line, listed, positive, shown_command
+from bench.own_process import call_apart
 from bench.page import Section
 from bench.peers import Output, Work
 from bench.program import run_program
@@ -107,11 +105,7 @@ class Bench:
         growth, missing = None, GROWTH.why_missing
         if not missing:
             arguments = (GROWTH.name, self.work(GROWTH, output), self.folders[GROWTH.name])
-            try:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    growth = pool.submit(grow, *arguments, self.options.rounds, self.options.seconds).result()
-            except BrokenProcessPool as error:
-                raise CellError(f"memory: {error}") from error
+            growth = call_apart("memory", grow, *arguments, self.options.rounds, self.options.seconds)
         figure = Spread(growth[-1], min(growth), max(growth)) if growth else None  # the last round's is steady
         return Row("private memory gained, MB", output, GROWTH_BAR_MB, GROWTH_AIM_MB, True, figure, missing)
 

@@ -149,7 +149,12 @@ class Row:
             shown = f"{median} ({smallest}-{largest})"
         by_cpu = "" if self.cpu_ratio is None else f"{self.cpu_ratio:.2f}"
         limits = ["" if limit is None else f"{limit:.{digits}f}" for limit in (self.bar, self.aim)]
-        return [self.title, shown, by_cpu, *limits, self.verdict()]
+        return [self.title + "*" * self.is_disturbed, shown, by_cpu, *limits, self.verdict()]
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether a ratio is made from disturbed rounds."""
+        return any(result.measurement.disturbed_rounds for result in self.results)
 
     def verdict(self) -> str:
         """Return the best that is met in a word; a dash where there is no figure."""

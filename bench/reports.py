@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.measure import FOREIGN_CPU_LIMIT, write_records
@@ -30,8 +33,24 @@ class Report:
     legend: str = ""
 
 
+def check_files(options: argparse.Namespace) -> None:
+    """Make the folders of the files that --json, --csv and --html ask for; see that files can be written there.
+
+    Raises:
+        OSError: one cannot be; the message names it.
+    """
+    for path in filter(None, (options.json, options.csv, options.html)):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write_reports(options: argparse.Namespace, title: str, reports: Sequence[Report], machine: str) -> None:
     """Write the files that --json, --csv and --html ask for, each replaced as a whole.
+
+    One that cannot be written is named on stderr: what was measured is to be printed all the same.
 
     Args:
         options: the command line's, with ``json``, ``csv``, ``html`` and ``command`` (bench.options.shown_command).
@@ -41,13 +60,20 @@ def write_reports(options: argparse.Namespace, title: str, reports: Sequence[Rep
     """
     records = records_of(reports)
     if options.json:
-        write_records(options.json, records)
+        _write(options.json, lambda path: write_records(path, records))
     if options.csv:
-        write_csv(options.csv, records)
+        _write(options.csv, lambda path: write_csv(path, records))
     if options.html:
         sections = [report.section for report in reports]
         notes = [*legends(reports), disturbance(records)]
-        write_page(options.html, title, options.command, machine, sections, notes)
+        _write(options.html, lambda path: write_page(path, title, options.command, machine, sections, notes))
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        print(f"warning: {path} is not written: {error}", file=sys.stderr)
 
 
 def print_reports(reports: Sequence[Report], machine: str) -> None:

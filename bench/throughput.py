@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -60,7 +61,7 @@ from bench.variants import (
 )
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
-from loaders.opening import open_data
+from loaders.opening import DataError, open_data
 from loaders.packed import open_packed
 from loaders.plan import EpochPlan, View
 from loaders.transfer import Transfer
@@ -147,8 +148,16 @@ def compare(
 
 
 def long_epoch(dataset: Dataset) -> Dataset:
-    """Return the images whose header is readable, repeated to MIN_EPOCH_IMAGES."""
+    """Return the images whose header is readable, repeated to MIN_EPOCH_IMAGES.
+
+    Raises:
+        DataError: there are none.
+    """
     good = np.setdiff1d(np.arange(len(dataset)), list(dataset.problems))
+    if not len(good):
+        folder = os.path.commonpath([os.path.dirname(path) for path in dataset.paths])
+        first, reason = min(dataset.problems.items())
+        raise DataError(f"no image of {folder} can be read; the first is {dataset.paths[first]}: {reason}")
     repeats = -(-MIN_EPOCH_IMAGES // len(good))
     return dataset if repeats == 1 and not dataset.problems else dataset.select(np.tile(good, repeats))
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.bad_files import StopAtBad
 from bench.peers import PEERS, is_installed
 from kernels.jpeg import JpegLibraryError, load_library
-from loaders.bad_samples import BadSamples
 from loaders.cache import cache_dir
 from loaders.contract import Loader, LoaderError
 from loaders.dataset import ImageData, ImageDataset
@@ -120,7 +120,7 @@ def without_records(dataset: ImageDataset) -> ImageDataset:
 def open_loader(name: str, dataset: ImageDataset, num_workers: int, device: torch.device) -> Loader:
     """Open one of our loaders, which raises at bad samples; for what it reads, see `prepare`."""
     loader, _ = split_name(name)
-    bad_samples = BadSamples("raise")
+    bad_samples = StopAtBad()
     if loader != "ffcv":
         return create_loader(loader, [dataset], num_workers, bad_samples, device)
     from loaders.ffcv_backend import FfcvLoader

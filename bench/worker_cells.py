@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from bench.bad_files import StopAtBad
 from bench.measure import Batches, Cell, Step
 from bench.peers import FLIP, MEAN, RATIO, SCALE, STD
 from bench.throughput import long_epoch
@@ -108,7 +109,7 @@ def _epochs(
         dataset = long_epoch(open_packed(packed).train)
     name, _ = split_name(setting.loader)
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: that is asked
-    with create_loader(name, [dataset], setting.num_workers, BadSamples("raise"), device, setting.prefetch) as loader:
+    with create_loader(name, [dataset], setting.num_workers, StopAtBad(), device, setting.prefetch) as loader:
         for epoch in itertools.count():
             yield loader.run(EpochPlan(dataset, epoch, _view(setting)))
 

@@ -15,7 +15,7 @@ import torch
 
 from bench import memory, throughput, training_loop, variants
 from bench.bytes_read import bytes_per_image
-from bench.measure import Cell, Measurement, Round
+from bench.measure import Cell, CellError, Measurement, Round, measure
 from bench.options import listed, positive
 from bench.peers import MEAN, PEERS, STD, Output, Work, is_installed
 from bench.throughput_results import Result, lines
@@ -295,6 +295,28 @@ def test_small_sets_are_repeated(folder: Path) -> None:
     repeated = throughput.long_epoch(dataset)
     assert len(repeated) >= throughput.MIN_EPOCH_IMAGES
     assert set(repeated.paths) == set(dataset.paths)
+
+
+def test_a_folder_without_a_readable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("a", "b", "a", "b")):
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name / f"{number}.jpg").write_text("no image at all")
+    assert throughput.main(["--data", str(tmp_path), "--loaders", "torch"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: no image of {tmp_path / 'train'} can be read; the first is {tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["torch", "roi:plain", "peer:torchvision", "peer:torchvision-v2"])
+def test_a_file_that_does_not_decode_is_named(name: str, tmp_path: Path) -> None:
+    require(name)
+    folder = image_folder(tmp_path, train=1, val=1)
+    for path in (folder / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:700])
+    dataset = open_data(str(folder), show_progress=False).train
+    assert not dataset.problems, "the headers are whole"
+    one = throughput.cell(name, Work(dataset, 32, 2, 0, "uint8", "cpu"), None)
+    with pytest.raises(CellError, match=r"(?s)jpg cannot be decoded: .*Move it out of the folder"):
+        measure([one], rounds=1, seconds=0.1)
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

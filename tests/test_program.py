@@ -16,7 +16,7 @@ import pytest
 from bench import accuracy, training, transform_training, tuner
 from bench.page import Section
 from bench.program import run_program
-from bench.reports import Report
+from bench.reports import Report, write_reports
 from bench.tables import Sheet
 from loaders.opening import DataError
 
@@ -50,6 +50,43 @@ def test_an_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[st
 
     assert run_program(OPTIONS, fail) == 1
     assert capsys.readouterr() == ("", "error: no images in photos\n")
+
+
+def options_with(**files: Path) -> argparse.Namespace:
+    return argparse.Namespace(command="python bench/x.py", **{"json": None, "csv": None, "html": None, **files})
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "html"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(options: argparse.Namespace) -> list[Report]:
+        raise AssertionError("nothing is measured")
+
+    (tmp_path / "file").touch()
+    assert run_program(options_with(**{kind: tmp_path}), refuse) == 1
+    assert f"error: {tmp_path} is a folder" in capsys.readouterr().err
+    assert run_program(options_with(**{kind: tmp_path / "file" / "out"}), refuse) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert run_program(options_with(**{kind: tmp_path / "new" / "out"}), lambda options: [FOUND]) == 0
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_what_was_measured_is_printed_though_a_file_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_with(json=tmp_path / "out.json", csv=tmp_path / "out.csv", html=tmp_path / "out.html")
+
+    def find_too_late(options: argparse.Namespace) -> list[Report]:
+        options.json.mkdir()
+        write_reports(options, "Rates", [FOUND], "here")
+        return [FOUND]
+
+    assert run_program(options, find_too_late) == 0
+    printed = capsys.readouterr()
+    assert f"warning: {options.json} is not written" in printed.err
+    assert "torch" in printed.out
+    assert options.csv.is_file() and options.html.is_file()
 
 
 def test_one_who_stops_it_learns_where_the_finished_part_is(capsys: pytest.CaptureFixture[str]) -> None:

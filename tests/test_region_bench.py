@@ -57,6 +57,10 @@ def test_ratios_are_those_of_the_medians_with_the_spread_of_the_rounds(folder: P
     assert made.figure == Spread(400 / 150, 2.0, 4.0)
     assert made.cpu_ratio == pytest.approx(400 / 150)  # each round took one second of CPU time
     assert [cell["loader"] for cell in made.record("here")["cells"]] == ["roi", "torch"]
+    assert made.cells()[0] == "mine / theirs"
+    loud = Measurement(0.1, (Round(100, 1.0, 1.0, 0.5, 1.0),) * 3)
+    other = Result("torch", work, loud, {})
+    assert Row.comparison(RATIO, "uint8", (made.results[0], other)).cells()[0] == "mine / theirs*"
     assert region_speed.rate_cells(made.results[1])[:4] == ["torch", "224", "1", "150 (100-200)"]
 
 
