@@ -10,7 +10,6 @@ kept, and a command that is repeated there makes only those that are missing.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,9 +34,9 @@ from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from bench.training_charts import Dots, dot_chart
-from bench.training_curves import Statistics
+from bench.training_curves import Statistics, difference
 from bench.training_options import add_engine, check_runs, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, Runner, runs_folder
+from bench.training_runs import Outcome, Run, Runner, oldest, runs_folder
 from bench.variants import USUAL_LOADERS
 
 Runs = Mapping[str, Sequence[Run]]  # of each loader, one for each seed
@@ -73,15 +72,8 @@ class Result:
 
     @property
     def difference(self) -> tuple[float, float | None] | None:
-        """The mean's difference from the first loader's and its standard error, in points; None for that loader.
-
-        The standard error is that of two independent samples (Welch); with one seed there is none.
-        """
-        if self.first is None:
-            return None
-        count = len(self.outcomes)
-        error = math.hypot(self.accuracy.deviation, self.first.deviation) / math.sqrt(count) if count > 1 else None
-        return self.accuracy.mean - self.first.mean, error
+        """The mean's difference from the first loader's and its standard error, in points; None for that loader."""
+        return difference(self.accuracy, self.first, len(self.outcomes)) if self.first else None
 
     def record(self, machine: str) -> dict[str, Any]:
         """Return a record of the JSON file."""
@@ -138,7 +130,8 @@ def report(found: Sequence[Result], machine: str) -> Report:
     caption = "Validation top-1 at the end of training: a dot for each seed, a line for the mean"
     charts = [(caption, dot_chart(dots, title=caption))] if len(seeds) > 1 else []
     section = Section("Accuracy by loader", (), charts, sheets)
-    return Report(sheets, [result.record(machine) for result in found], section, legend())
+    outcomes = (outcome for result in found for outcome in result.outcomes)
+    return Report(sheets, [result.record(machine) for result in found], section, legend(), oldest(outcomes))
 
 
 def _row(result: Result) -> list[str]:

@@ -31,8 +31,10 @@ from bench.reports import Report, disturbance, legends, records_of
 from bench.resources import describe_machine
 from engine.values import ConfigError
 from loaders.files import atomic_file
+from loaders.known import KNOWN_SETS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+DEMO = "demo"
 SOURCES = {
     "data": "a folder of photos, demo, or a known data set's name",
     "imagenette": "a folder of photos with train and val, such as Imagenette, for whole training runs",
@@ -44,6 +46,11 @@ def module_of(section: Section) -> ModuleType:
     return importlib.import_module(f"bench.{section.program}")
 
 
+def source_of(section: Section, options: argparse.Namespace) -> str | None:
+    """Return where a section's images come from; None where it takes none or the command line does not name it."""
+    return getattr(options, section.data) if section.data else None
+
+
 def arguments_of(section: Section, options: argparse.Namespace) -> list[str]:
     """Return what a section's script is called with.
 
@@ -52,7 +59,7 @@ def arguments_of(section: Section, options: argparse.Namespace) -> list[str]:
     """
     arguments = shlex.split(section.short if options.short else section.arguments)
     if section.data:
-        folder = getattr(options, section.data)
+        folder = source_of(section, options)
         if folder is None:
             raise ConfigError(f"--{section.data} is missing: {SOURCES[section.data]}")
         arguments = ["--data", folder, *arguments]
@@ -61,9 +68,17 @@ def arguments_of(section: Section, options: argparse.Namespace) -> list[str]:
     return arguments
 
 
-def shown_command(section: Section, short: bool) -> str:
-    """Return the command that makes a section, as a reader types it."""
-    data = {"data": "--data PHOTOS", "imagenette": "--data IMAGENETTE", "": ""}[section.data]
+def shown_command(section: Section, short: bool, source: str | None = None) -> str:
+    """Return the command that makes a section, as a reader types it.
+
+    Args:
+        section: of the page.
+        short: with the arguments of a quick round.
+        source: of its images: that of a known name is shown, a folder is not.
+    """
+    folder = {"data": "PHOTOS", "imagenette": "IMAGENETTE", "": ""}[section.data]
+    shown = source if source == DEMO or source in KNOWN_SETS else folder
+    data = f"--data {shown}" if section.data else ""
     words = ("python", f"bench/{section.program}.py", data, section.short if short else section.arguments)
     return " ".join(filter(None, words))
 
@@ -72,13 +87,14 @@ def make(name: str, section: Section, options: argparse.Namespace) -> str:
     """Run a section's benchmark, write its charts, and return what belongs between the marks."""
     module = module_of(section)
     reports: list[Report] = module.run(module.parse(arguments_of(section, options)))
-    parts = [f"    {shown_command(section, options.short)}"]
+    parts = [f"    {shown_command(section, options.short, source_of(section, options))}"]
     parts += write_charts(name, section, reports, options.page.parent / "images")
     for report in reports:
         parts += [sheet.markdown() for sheet in report.sheets]
         parts.append("\n".join(f"- {sentence}" for sentence in report.section.sentences))
     parts += [_folded(legends(reports)), _escaped(disturbance(records_of(reports)))]
-    parts.append(f"{date.today():%d %B %Y}: {describe_machine()}.")
+    since = min((report.since for report in reports if report.since), default=date.today())
+    parts.append(f"{since:%d %B %Y}: {describe_machine()}.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -124,7 +140,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("document", __doc__)
     add = parser.add_argument
     names: Any = ",".join(SECTIONS)
-    add("--data", default="demo", help=SOURCES["data"])
+    add("--data", default=DEMO, help=SOURCES["data"])
     add("--imagenette", metavar="DIR", help=SOURCES["imagenette"])
     add("--sections", type=listed(str, list(SECTIONS)), default=names, help=f"of {names}")
     add("--page", type=Path, default=PAGE, metavar="FILE", help="the page to fill; charts go to images beside it")
@@ -145,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = False
     for name in options.sections:
         section = SECTIONS[name]
-        command = shown_command(section, options.short)
+        command = shown_command(section, options.short, source_of(section, options))
         print(f"{name}, {'short' if options.short else f'about {section.minutes} minutes'}: {command}", file=sys.stderr)
         try:
             text = make(name, section, options)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ class Report:
             than FOREIGN_CPU_LIMIT of the cores that could be used.
         section: what the HTML page shows, its charts and sentences being those of docs/benchmarks.md, too.
         legend: what the columns mean; empty where that is plain.
+        since: the day of the oldest run that it shows, as finished runs are not repeated; None where all is new.
     """
 
     sheets: Sequence[Sheet]
     records: Sequence[dict[str, Any]]
     section: Section
     legend: str = ""
+    since: date | None = None
 
 
 def check_files(options: argparse.Namespace) -> None:

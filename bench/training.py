@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import date
 from itertools import chain
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from bench.program import run_program
 from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.training_options import add_engine, check_runs, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, Runner, runs_folder
+from bench.training_runs import Outcome, Run, Runner, oldest, runs_folder
 from bench.variants import USUAL_LOADERS
 from engine.values import ConfigError, Target, parse_target
 
@@ -59,7 +60,7 @@ def stall(options: argparse.Namespace, runner: Runner, save: Save) -> None:
         results = training_stall.results(cells, outcomes)
         records = [result.record(runner.machine) for result in results]
         section = training_stall.section(results)
-        save(Report(training_stall.sheets(results), records, section, training_stall.legend()))
+        save(Report(training_stall.sheets(results), records, section, training_stall.legend(), _since(results)))
 
     runner.make("data stall", training_stall.in_turns(cells), report)
 
@@ -76,7 +77,7 @@ def schedules(options: argparse.Namespace, runner: Runner, save: Save) -> None:
     def report(found: list[training_schedules.Result]) -> None:
         records = [result.record(runner.machine) for result in found]
         section = training_schedules.section(found)
-        save(Report(training_schedules.sheets(found), records, section, training_schedules.legend()))
+        save(Report(training_schedules.sheets(found), records, section, training_schedules.legend(), _since(found)))
 
     def at_equal_epochs(outcomes: dict[Run, Outcome]) -> list[training_schedules.Result]:
         return training_schedules.results("epochs", runs, outcomes, options.target)
@@ -93,6 +94,10 @@ def schedules(options: argparse.Namespace, runner: Runner, save: Save) -> None:
         report([*results, *training_schedules.results("time", timed, outcomes, options.target)])
 
     runner.make("equal time", list(zip(*timed.values(), strict=True)), report_all)
+
+
+def _since(results: Iterable[training_stall.Result | training_schedules.Result]) -> date | None:
+    return oldest(outcome for result in results for outcome in result.outcomes)
 
 
 def loop(options: argparse.Namespace, runner: Runner, save: Save) -> None:

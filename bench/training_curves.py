@@ -6,6 +6,7 @@ the validation metrics ``top1`` and ``top5`` in percent.
 
 from __future__ import annotations
 
+import math
 import statistics
 from bisect import bisect_right
 from collections import defaultdict
@@ -32,6 +33,15 @@ class Statistics:
     def of(cls, values: Sequence[float]) -> Statistics:
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         return cls(statistics.fmean(values), deviation, min(values), max(values))
+
+
+def difference(mine: Statistics, theirs: Statistics, count: int) -> tuple[float, float | None]:
+    """Return the difference of two means over so many seeds each, and its standard error; None with one seed.
+
+    The standard error is that of two independent samples (Welch).
+    """
+    error = math.hypot(mine.deviation, theirs.deviation) / math.sqrt(count) if count > 1 else None
+    return mine.mean - theirs.mean, error
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -97,6 +98,7 @@ class Outcome:
         epochs: its records, in order.
         cpu_seconds: CPU time of its process and all that this one started.
         foreign_cpu: share of the CPU time of the cores it may use that went to other processes, 0 to 1.
+        day: on which it ended; None where that does not matter.
     """
 
     folder: Path
@@ -104,6 +106,7 @@ class Outcome:
     epochs: tuple[Record, ...]
     cpu_seconds: float
     foreign_cpu: float
+    day: date | None = None
 
     @property
     def seconds(self) -> float:
@@ -161,7 +164,8 @@ class Runner:
         except FileNotFoundError:
             return None
         try:
-            outcome = _read(folder / measured["run"], measured)
+            ended = date.fromtimestamp((folder / MEASURED).stat().st_mtime)
+            outcome = _read(folder / measured["run"], {"day": ended.isoformat(), **measured})
         except ConfigError:  # it is gone, or another version of the engine made it, with other options
             return None
         return outcome if outcome.epochs else None
@@ -280,6 +284,7 @@ class _Training:
             "options": run.arguments,
             "cores": run.cores,
             "machine": self._machine,
+            "day": date.today().isoformat(),
             "run": written.name,
             "cpu_seconds": process.usage.own,
             "foreign_cpu": process.usage.foreign,
@@ -361,4 +366,10 @@ def _epochs(path: Path | None) -> tuple[Record, ...]:
 
 def _read(path: Path, measured: Mapping[str, Any]) -> Outcome:
     config = read_toml(path / "config.toml", Config())
-    return Outcome(path, config, _epochs(path), measured["cpu_seconds"], measured["foreign_cpu"])
+    day = date.fromisoformat(measured["day"])
+    return Outcome(path, config, _epochs(path), measured["cpu_seconds"], measured["foreign_cpu"], day)
+
+
+def oldest(outcomes: Iterable[Outcome]) -> date | None:
+    """Return the day on which the first of these runs ended; None where none is known."""
+    return min((outcome.day for outcome in outcomes if outcome.day), default=None)

@@ -16,7 +16,7 @@ from bench.measure import Spread
 from bench.page import Section
 from bench.tables import Sheet
 from bench.training_charts import Line, time_chart
-from bench.training_curves import Cost, Point, Statistics, equal_time_epochs, mean_curve, seconds_to
+from bench.training_curves import Cost, Point, Statistics, difference, equal_time_epochs, mean_curve, seconds_to
 from bench.training_runs import Outcome, Run
 from engine.command import load_config
 from engine.progressive import ProgressiveSchedule
@@ -24,6 +24,9 @@ from engine.values import Target
 
 Equal = Literal["epochs", "time"]
 Schedule = tuple[int, ...]  # sizes in pixels, rising
+
+_STANDARD_ERRORS = 2.0  # that a gain has to have
+_NO_DIFFERENCE = "no difference can be told"
 
 
 def name_of(schedule: Schedule) -> str:
@@ -120,6 +123,13 @@ class Result:
         return Spread.of(ratios) if len(ratios) == len(theirs) else None
 
     @property
+    def gain(self) -> tuple[float, float | None] | None:
+        """What it ends with above the first schedule, in points, and its standard error; None for that schedule."""
+        if self.baseline is None:
+            return None
+        return difference(self.accuracy, _accuracy(self.baseline, self.target.metric), len(self.outcomes))
+
+    @property
     def curve(self) -> list[Point]:
         return mean_curve([outcome.epochs for outcome in self.outcomes], self.target.metric)
 
@@ -144,6 +154,8 @@ class Result:
             "target": f"{self.target.metric}={self.target.value:g}",
             "target_reached": len(self.reached),
             "seconds_to_target": asdict(Statistics.of(self.reached)) if self.reached else None,
+            "gain": self.gain[0] if self.gain else None,
+            "standard_error": self.gain[1] if self.gain else None,
             "speed_up": asdict(self.speed_up) if self.speed_up else None,
             "foreign_cpu": asdict(Spread.of([outcome.foreign_cpu for outcome in self.outcomes])),
             "disturbed_rounds": sum(outcome.is_disturbed for outcome in self.outcomes),
@@ -233,18 +245,26 @@ def sentences(results: Sequence[Result]) -> list[str]:
     """Say what each schedule brings over the first one."""
     found = []
     for result in results:
-        if result.baseline is None:
+        if result.gain is None:
             first = name_of(result.schedule)
             continue
         target, speed_up = result.target, result.speed_up
-        gain = result.accuracy.mean - _accuracy(result.baseline, target.metric).mean
-        seeds = f"with {len(result.reached)} of {len(result.outcomes)} seeds"
-        how = f"{speed_up.median:.2f} times as fast as {first} px" if speed_up else seeds
+        how = f"with {len(result.reached)} of {len(result.outcomes)} seeds"
+        if speed_up:
+            how = f"{speed_up.median:.2f} ({speed_up.min:.2f}-{speed_up.max:.2f}) times as fast as {first} px"
+            how += f" ({_NO_DIFFERENCE})" * (speed_up.min <= 1 <= speed_up.max)
         found.append(
             f"At equal {result.equal}, {name_of(result.schedule)} px reaches a {_shown(target.metric)} of "
-            f"{target.value:.1f} % {how}, and ends {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}."
+            f"{target.value:.1f} % {how}, and ends {_in_words(*result.gain)}."
         )
     return found
+
+
+def _in_words(gain: float, error: float | None) -> str:
+    """Return a gain in points with its standard error, and whether that tells a difference."""
+    points = f"{abs(gain):.1f}" + ("" if error is None else f" ± {error:.1f}")
+    is_told = error is not None and abs(gain) >= _STANDARD_ERRORS * error
+    return f"{points} points {'higher' if gain >= 0 else 'lower'}" + ("" if is_told else f" ({_NO_DIFFERENCE})")
 
 
 def legend() -> str:
@@ -256,5 +276,7 @@ def legend() -> str:
         "seeds.\n"
         "s to ...: seconds to the end of the first epoch that reaches it, of the seeds that do.\n"
         "speed-up: the first schedule's time to it over this one's, seed by seed; median (smallest-largest); only "
-        "where all seeds reach it."
+        "where all seeds reach it.\n"
+        "In the sentences a gain is the difference of the means ± its standard error. No difference can be told where "
+        "it is below two of these, or where the range of the speed-up holds 1."
     )

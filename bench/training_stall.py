@@ -188,7 +188,8 @@ def legend() -> str:
     return (
         "images/s: of training steps, without evaluation and without the first epoch; median (smallest-largest) over "
         "the rounds.\n"
-        "data stall: 1 - images/s over that on synthetic images, of runs that take turns epoch by epoch.\n"
+        "data stall: 1 - images/s over that on synthetic images, within a round, whose runs take turns epoch by epoch; "
+        "median (smallest to largest) over the rounds.\n"
         "waiting: share of the training time in which a step waited for its batch. On a CPU a loader also takes cores "
         "from the model, so that the stall is more than the waiting."
     )

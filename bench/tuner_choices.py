@@ -13,7 +13,7 @@ from bench.measure import Spread
 from bench.page import Section
 from bench.reports import Report
 from bench.tables import Sheet
-from bench.training_runs import LOG, Outcome, Run, settled
+from bench.training_runs import LOG, Outcome, Run, oldest, settled
 from bench.worker_knee import SPREAD_TOLERANCE, TOLERANCE, knee
 from engine.curves import training_rate
 from loaders.wording import plural
@@ -257,7 +257,8 @@ def report(results: Sequence[Result], machine: str) -> Report:
     sheets = [_sheet(situation, group) for situation, group in _by_situation(results)]
     charts = [_chart(situation, group) for situation, group in _by_situation(results)]
     section = Section("The tuner's choice", sentences(results), charts, sheets)
-    return Report(sheets, records, section, _legend())
+    runs = (outcome for result in results for outcome in result.all_outcomes)
+    return Report(sheets, records, section, _legend(), oldest(runs))
 
 
 def _by_situation(results: Sequence[Result]) -> Iterator[tuple[Situation, list[Result]]]:

@@ -6,6 +6,8 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +165,23 @@ def test_sections_are_written_with_their_pictures(page: Path, capsys: pytest.Cap
     assert "    python bench/good.py --data IMAGENETTE\n" in third
     assert {path.name for path in images.iterdir()} == {"first-1.svg", "first-more-1.svg"}
     assert (images / "first-1.svg").stat().st_size
+
+
+def test_the_command_shows_what_was_measured_and_the_date_when() -> None:
+    section = Section("good", "--x 1", "")
+    commands = [shown_command(section, False, source) for source in ("demo", "cifar10", "/home/photos", None)]
+    assert commands == [f"python bench/good.py --data {name} --x 1" for name in ("demo", "cifar10", "PHOTOS", "PHOTOS")]
+
+
+def test_the_date_is_that_of_the_oldest_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(options: argparse.Namespace) -> list[Report]:
+        days = date(2021, 5, 6), date(2020, 3, 4), None
+        return [replace(report_on(options)[0], since=day) for day in days]
+
+    monkeypatch.setattr(document, "module_of", lambda section: program(find))
+    assert document.main(["--page", str(page), "--sections", "first"]) == 0
+    assert "\n04 March 2020: " in page.read_text()
+    assert "    python bench/good.py --data demo --x 1" in page.read_text()
 
 
 def test_a_folder_that_is_not_named_is_asked_for(page: Path, capsys: pytest.CaptureFixture[str]) -> None:

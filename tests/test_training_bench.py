@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bench import epoch_turns, training, training_loop, training_stall
 from bench.measure import Measurement, Ratio, Round
 from bench.training_charts import Line, time_chart
 from bench.training_curves import Cost, Point, Statistics, equal_time_epochs, mean_curve, seconds_to
-from bench.training_runs import MEASURED, Outcome, Run, RunError, Runner, runs_folder
+from bench.training_runs import MEASURED, Outcome, Run, RunError, Runner, oldest, runs_folder
 from bench.training_schedules import Result, sentences
 from engine.config import Config, LoaderConfig, OptimizerConfig, ResolutionConfig, RunConfig
 from engine.progressive import ProgressiveSchedule
@@ -141,8 +142,26 @@ def test_the_speed_up_is_taken_seed_by_seed_where_all_reach_the_target() -> None
     assert missing.seconds_to_target == [20, 25, None]
     assert missing.speed_up is None
     assert missing.record("here")["target_reached"] == 2
-    assert "3.00 times as fast as 96 px" in sentences([first, reaching])[0]
+    assert "3.00 (2.00-4.00) times as fast as 96 px, and" in sentences([first, reaching])[0]
     assert "with 2 of 3 seeds" in sentences([first, missing])[0]
+
+
+def test_a_difference_that_the_seeds_do_not_carry_is_not_stated() -> None:
+    def finished(*seeds: tuple[float, float]) -> list[Outcome]:
+        return [outcome(curve((seconds, 60.0, 96), (99, top1, 96))) for seconds, top1 in seeds]
+
+    first = Result("epochs", (96,), finished((9, 65), (10, 62), (12, 59)), None, Target("top1", 50))
+
+    def said(*seeds: tuple[float, float]) -> str:
+        return sentences([first, Result("epochs", (64, 96), finished(*seeds), first.outcomes, first.target)])[0]
+
+    assert said((10, 60), (9, 66.7), (6, 81)) == (
+        "At equal epochs, 64,96 px reaches a top-1 of 50.0 % 1.11 (0.90-2.00) times as fast as 96 px (no difference "
+        "can be told), and ends 7.2 ± 6.4 points higher (no difference can be told)."
+    )
+    assert said((3, 55), (5, 52), (4, 49)).endswith(
+        "3.00 (2.00-3.00) times as fast as 96 px, and ends 10.0 ± 2.4 points lower."
+    )
 
 
 # Runs
@@ -332,6 +351,15 @@ def test_a_run_is_made_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("a finished run is not repeated")
 
     monkeypatch.setattr(epoch_turns.subprocess, "Popen", refuse)
+    assert first.day == date.today()
+    file = runner.folder(run) / MEASURED
+    measured = json.loads(file.read_text())
+    file.write_text(json.dumps({**measured, "day": "2020-02-03"}))
+    earlier = runner.find(run)
+    assert earlier is not None
+    assert oldest([first, earlier, outcome()]) == date(2020, 2, 3)
+    assert oldest([outcome()]) is None
+    file.write_text(json.dumps(measured))
     again = runner.make("runs", [[run], [run]], lambda outcomes: seen.append(len(outcomes)))[run]
     assert again == first
     assert seen == [1, 1, 1]
