@@ -40,7 +40,7 @@ from bench.reports import Report, write_reports
 from bench.resources import describe_machine
 from bench.tables import Sheet
 from bench.training_options import add_engine, check_runs, engine_arguments, model_for
-from bench.training_runs import Outcome, Run, Runner, runs_folder
+from bench.training_runs import Outcome, Run, Runner, oldest, runs_folder
 from bench.transform_programs import MEAN, STD
 from bench.variants import USUAL_LOADERS
 from engine.config import AugmentConfig
@@ -211,7 +211,7 @@ def report_of(found: Sequence[Result], costs: Costs, machine: str) -> Report:
     title = "Images per second of training"
     section = Section(_TITLE, sentences(found, costs), [(title, bar_chart(bars, title=title, unit="images/s"))], sheets)
     records = [result.record(machine) | {"cpu_ms_alone": costs.get(result.resolution)} for result in found]
-    return Report(sheets, records, section, _LEGEND)
+    return Report(sheets, records, section, _LEGEND, oldest(outcome for result in found for outcome in result.outcomes))
 
 
 def _row(result: Result) -> list[str]:
@@ -248,7 +248,8 @@ def sentences(found: Sequence[Result], costs: Costs) -> list[str]:
 _LEGEND = (
     "images/s: of training steps, without evaluation and without the first epoch; median (smallest-largest) over the "
     "rounds.\n"
-    "ratio: badly over well ordered, of two runs that take turns epoch by epoch. CPU time: likewise, of whole runs.\n"
+    "ratio: badly over well ordered, of two runs that take turns epoch by epoch; median (smallest-largest) of the "
+    "ratios within rounds. CPU time: likewise, of whole runs.\n"
     "waiting: share of the training time in which a step of the badly ordered list waited for its batch."
 )
 
