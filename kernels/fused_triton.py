@@ -94,7 +94,7 @@ def _fuse(
     program = tl.program_id(0)
     sample = (program // blocks).to(tl.int64)  # times a sample's elements it may pass 2**31
     element = (program % blocks * block + tl.arange(0, block)).to(tl.uint32)  # unsigned is quicker to divide
-    width, plane = width.to(tl.uint32), plane.to(tl.uint32)
+    width, plane = width.to(tl.uint32), tl.cast(plane, tl.uint32)  # one pixel is a constant, without `to`
     wanted = element < 3 * plane
     channel = element // plane if result_planar else element % 3
     pixel = element % plane if result_planar else element // 3

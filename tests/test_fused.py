@@ -222,6 +222,8 @@ def test_the_kernel_compiles_for_cuda_once_for_all_usual_resolutions(
     assert compiled(32, 2, **options, mix=Mixup(partners, torch.zeros(2))) == 2
     assert compiled(32, 2, **{**options, "erase": Erase(boxes, (1, 16, 0))}, mix=Mixup(partners, torch.zeros(2))) == 2
     assert [compiled(64, 2, **options, mix=CutMix(partners, (0, 1, right, 16))) for right in (1, 8, 16)] == [3] * 3
+    assert compiled(1, 2) == 4  # Triton takes the one pixel as a constant
+    assert compiled(1, 2, **options, mix=CutMix(partners, (0, 0, 1, 1))) == 5
 
 
 @pytest.mark.gpu
