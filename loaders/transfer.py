@@ -81,7 +81,8 @@ class _Sent:
 class StagingRing:
     """Host buffers that batches pass through on their way to the device, used in turn, grown to the largest batch.
 
-    A buffer is written again only after its event, which the user records behind the copy out of it.
+    A buffer is written again only after its event, which the user records behind the copy out of it. Buffers serve
+    training and evaluation, whichever of them made one.
 
     Args:
         allocate: makes a one-dimensional uint8 buffer of a size.
@@ -103,7 +104,8 @@ class StagingRing:
         buffer, event = self._slots.popleft()
         event.synchronize()
         if buffer.numel() < images.numel():
-            buffer = self._allocate(images.numel())
+            with torch.inference_mode(False):  # evaluation asks in inference mode, where memory is for it alone
+                buffer = self._allocate(images.numel())
         self._slots.append((buffer, event))
         return buffer.as_strided(images.shape, images.stride()).copy_(images), event
 
@@ -124,6 +126,9 @@ class _HostRoute:
         self._waited += sent.wait_seconds
 
     def step_issued(self) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
     def wait_seconds(self) -> float:
@@ -180,6 +185,12 @@ class _CudaRoute:
         """Mark the end of what the compute stream has to do so far."""
         self._step_end = self._record(torch.cuda.current_stream(self._device))
 
+    def finish(self) -> None:
+        """Wait for the copies under way, a batch or two of them, and let go of what they read."""
+        while self._being_copied:
+            copied, _ = self._being_copied.popleft()
+            copied.synchronize()
+
     def wait_seconds(self) -> float:
         self._collect()
         return self._waited
@@ -231,8 +242,9 @@ class Transfer:
 
         On CUDA the next batch is fetched and its copy begun before a batch is yielded. What is yielded is memory that
         nothing else uses for as long as a tensor made of it is there.
-        The source is closed with this iterator, however it ends; what the source raises is raised here. When the size
-        of the images changes, the process's free memory goes back to the system: see ``return_free_memory``.
+        The source is closed with this iterator, however it ends, once no copy reads its memory any longer; what the
+        source raises is raised here. When the size of the images changes, the process's free memory goes back to the
+        system: see ``return_free_memory``.
 
         Args:
             batches: as from ``Loader.run``, on the CPU or this device. One on the device must be ready in the order of
@@ -245,8 +257,11 @@ class Transfer:
                 yield self._prepare(sent, augmentation)
                 self._route.step_issued()
         finally:
-            if isinstance(batches, Generator):
-                batches.close()
+            try:
+                self._route.finish()
+            finally:
+                if isinstance(batches, Generator):
+                    batches.close()
 
     def wait_seconds(self) -> float:
         """Return how long steps have waited for data so far, in seconds.

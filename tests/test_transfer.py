@@ -160,6 +160,27 @@ def test_an_error_of_the_consumer_closes_the_source() -> None:
     assert source.closed
 
 
+def test_copies_under_way_are_waited_for_before_the_source_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, transfer = Source(), Transfer("cpu", MEAN, STD)
+    closed_when_finished: list[bool] = []
+    monkeypatch.setattr(transfer._route, "finish", lambda: closed_when_finished.append(source.closed))
+    for _ in transfer.batches(source.run()):
+        break
+    assert closed_when_finished == [False]
+    assert source.closed
+
+
+def test_the_source_is_closed_when_a_copy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("the device is gone")
+
+    source, transfer = Source(), Transfer("cpu", MEAN, STD)
+    monkeypatch.setattr(transfer._route, "finish", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        list(transfer.batches(source.run()))
+    assert source.closed
+
+
 def test_an_error_of_the_source_reaches_the_consumer() -> None:
     source = Source(fail_at=2)
     arrived: list[DeviceBatch] = []
@@ -266,6 +287,17 @@ def test_ring_takes_an_empty_share() -> None:
     assert ring.stage(batch(0, count=0).images)[0].shape == (0, 3, 16, 16)
 
 
+def test_a_ring_that_grew_in_evaluation_serves_training() -> None:
+    ring, _, _ = ring_with_journal()
+    small, large = batch(0, resolution=8).images, batch(0, resolution=32).images
+    ring.stage(small)
+    with torch.inference_mode():
+        for _ in range(2):
+            ring.stage(large)
+    for _ in range(2):
+        assert torch.equal(ring.stage(small)[0], small)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("augmentation", [None, PRESETS["light"]])
 @pytest.mark.parametrize("pinned", [True, False])
@@ -292,6 +324,28 @@ def test_cuda_sends_one_batch_ahead_and_never_waits_for_a_step() -> None:
             torch.cuda._sleep(100_000)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pinned", [True, False])
+def test_cuda_holds_no_batch_when_an_epoch_is_left(pinned: bool) -> None:
+    sources = [batch(step) for step in range(4)]
+    if pinned:
+        sources = [Batch(b.images.pin_memory(), b.labels, b.indices, b.keys, b.plan) for b in sources]
+    transfer = Transfer("cuda", MEAN, STD)
+    for _ in transfer.batches(sources):
+        break
+    assert not transfer._route._being_copied  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+def test_cuda_trains_after_an_evaluation_of_larger_batches() -> None:
+    transfer = Transfer("cuda", MEAN, STD)
+    list(transfer.batches([batch(0)]))
+    with torch.inference_mode():
+        list(transfer.batches([batch(step, resolution=64) for step in range(4)]))
+    for got, source in zip(transfer.batches([batch(0), batch(1)]), (batch(0), batch(1)), strict=True):
+        torch.testing.assert_close(got.images.cpu(), fuse(source.images, MEAN, STD))
 
 
 @pytest.mark.gpu
