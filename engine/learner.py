@@ -1,10 +1,15 @@
-"""One optimizer step: forward, loss, backward, update. Nothing in it waits for the device."""
+"""One optimizer step: forward, loss, backward, update.
+
+Nothing in it waits for the device, but for two options: ``skip_nonfinite`` reads each loss, and SyncBN, in PyTorch's
+implementation, reads in each layer how many values every rank has.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,7 +20,7 @@ from engine.distributed import Process
 from engine.ema import create_ema
 from engine.freezing import train_mode
 from engine.losses import classification_loss
-from engine.model import has_batch_norm
+from engine.model import needs_two_images
 from engine.optim import set_learning_rate
 from engine.precision import Precision, autocast, grad_scaler
 from loaders.transfer import DeviceBatch
@@ -88,7 +93,7 @@ class Learner:
         self.ema = None if ema_decay is None else create_ema(model, ema_decay)
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.first_nonfinite = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self._needs_two = has_batch_norm(model)
+        self._needs_two = needs_two_images(model, process.world)
         self._forward = self._distributed(model)
         self._compiled = _compile(self._forward, max_shapes) if options.compile else None
 
@@ -142,7 +147,7 @@ class Learner:
 
     def _backward(self, batch: DeviceBatch, count: int, full: bool) -> tuple[Tensor, Tensor]:
         """Add up the gradient of the batch's mean loss; return this rank's sums of losses and of correct answers."""
-        parts = list(_split(batch, self.options.grad_accum_steps))
+        parts = _split(batch, part_sizes(len(batch), self._num_parts(count)))
         forward = self._compiled if full and self._compiled is not None else self._forward
         total = torch.zeros((), device=self.device)
         total_correct = torch.zeros((), device=self.device)
@@ -156,15 +161,22 @@ class Learner:
             total_correct += correct
         return total, total_correct
 
-    def _losses(self, forward: Callable[[Tensor], Tensor], part: DeviceBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss of each sample and the number of correct answers."""
-        images, count = part.images, len(part.labels)
-        if count == 0:  # a rank without samples still takes part in the gradient's exchange
+    def _num_parts(self, count: int) -> int:
+        return num_parts(count, self.process.world, self.options.grad_accum_steps)
+
+    def _logits(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Return the logits of a part, whose images may have company: the first rows are theirs."""
+        if len(images) == 0:  # a rank without samples still takes part in the gradient's exchange
             images = images.new_zeros(2, *images.shape[1:])
-        elif count == 1 and self._needs_two:  # batch norm needs two values; the mean over twins is that of one
+        elif len(images) == 1 and self._needs_two:  # the mean over twins is that of one
             images = images.repeat(2, 1, 1, 1)
         with autocast(self.precision, self.device):
-            logits = forward(images)
+            return forward(images)
+
+    def _losses(self, forward: Callable[[Tensor], Tensor], part: DeviceBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each sample and the number of correct answers."""
+        count = len(part)
+        logits = self._logits(forward, part.images)
         if count == 0:
             return logits.float().flatten() * 0, torch.zeros((), device=self.device)
         logits = logits[:count]
@@ -190,22 +202,29 @@ class Learner:
     def _any_rank(self, flag: Tensor) -> bool:
         return bool(self.process.maximum(flag.float()).item())
 
-    def warm_up(self, batch_size: int, resolution: int) -> None:
+    def warm_up(self, count: int, resolution: int) -> None:
         """Run one step of a size without a trace in weights, statistics or random numbers.
 
-        It makes cuDNN choose its algorithms, compiles, and shows whether the memory suffices.
+        It makes cuDNN choose its algorithms and compiles, for all parts of this rank's share, and shows whether the
+        memory suffices. All ranks have to do it together.
+
+        Args:
+            count: samples of the batch over all ranks.
+            resolution: side of the images, pixels.
         """
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             buffers = [buffer.clone() for buffer in self.model.buffers()]
             dtype = self.precision.dtype or torch.float32  # what the transfer stage delivers
-            images = torch.randn(batch_size, 3, resolution, resolution, device=self.device, dtype=dtype)
+            share = len(range(self.process.rank, count, self.process.world))
+            images = torch.randn(share, 3, resolution, resolution, device=self.device, dtype=dtype)
             if self.options.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             train_mode(self.model)
-            size = -(-batch_size // self.options.grad_accum_steps)
-            with autocast(self.precision, self.device):
-                logits = (self._compiled or self._forward)(images[:size])
-            (logits.float().sum() * 0.0).backward()
+            parts = images.split(part_sizes(share, self._num_parts(count)))
+            for number, part in enumerate(parts):
+                with self._synchronized(last=number == len(parts) - 1):
+                    logits = self._logits(self._compiled or self._forward, part)
+                    (logits.float().sum() * 0.0).backward()
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
@@ -233,15 +252,30 @@ class Learner:
         self.sums.copy_(state["sums"])
 
 
-def _split(batch: DeviceBatch, parts: int) -> Iterator[DeviceBatch]:
-    """Split a batch into at most ``parts`` parts of nearly equal size, at least one."""
-    count = len(batch.labels)
-    if parts == 1 or count <= 1:
-        yield batch
-        return
-    size = -(-count // parts)
-    for start in range(0, count, size):
-        yield _part(batch, slice(start, start + size))
+def num_parts(count: int, world: int, parts: int) -> int:
+    """Return into how many parts each rank splits its share of a batch.
+
+    It is the same on all ranks, which have to take their forward passes together, and leaves no part of a share empty.
+
+    Args:
+        count: samples of the batch over all ranks.
+        world: ranks.
+        parts: wanted, at least 1.
+    """
+    return max(1, min(parts, count // world))
+
+
+def part_sizes(share: int, parts: int) -> list[int]:
+    """Return the sizes of a share's parts, which differ by one at most, larger ones first."""
+    size, larger = divmod(share, parts)
+    return [size + 1] * larger + [size] * (parts - larger)
+
+
+def _split(batch: DeviceBatch, sizes: list[int]) -> list[DeviceBatch]:
+    if len(sizes) == 1:
+        return [batch]
+    ends = list(accumulate(sizes))
+    return [_part(batch, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _part(batch: DeviceBatch, rows: slice) -> DeviceBatch:
@@ -258,8 +292,9 @@ def _compile(model: nn.Module, max_shapes: int) -> Callable[[Tensor], Tensor]:
     """Compile for a fixed shape each time: with dynamic shapes, convolutions recompile for each size all the same.
 
     Past PyTorch's recompile limit a model runs uncompiled without a word, so the limit is raised to what the schedule
-    needs, and reaching it is an error.
+    needs (two sizes of parts for each shape, and some for how the passes of an accumulated gradient differ), and
+    reaching it is an error.
     """
-    torch._dynamo.config.recompile_limit = 2 * max_shapes + 4
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * max_shapes + 4)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(model, dynamic=False)

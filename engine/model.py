@@ -227,9 +227,13 @@ def _functional_rate(module: nn.Module) -> float:
     return rate if isinstance(rate, float) else 0.0
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether samples of a batch influence each other through batch normalization."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+def needs_two_images(model: nn.Module, world: int) -> bool:
+    """Return whether one of ``world`` ranks cannot train on a single image: batch norm needs two values.
+
+    With SyncBN the other ranks' images are enough.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return any(world == 1 or not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
 
 def has_depthwise_convolutions(model: nn.Module) -> bool:

@@ -40,13 +40,12 @@ def print_plan(config: Config, data: ImageData, process: Process, arrangement: A
 
     @cache
     def measure(resolution: int, batch_size: int) -> tuple[float, float]:
-        share = -(-batch_size // process.world)
-        learner.warm_up(share, resolution)
+        learner.warm_up(batch_size, resolution)
         if process.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(process.device)
         started = time.perf_counter()
         for _ in range(_STEPS):
-            learner.warm_up(share, resolution)
+            learner.warm_up(batch_size, resolution)
         memory = torch.cuda.max_memory_allocated(process.device) if process.device.type == "cuda" else 0
         return (time.perf_counter() - started) / _STEPS, float(memory)
 

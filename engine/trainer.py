@@ -117,17 +117,16 @@ class Trainer:
         """
         epochs = self.config.optimizer.epochs
         largest = max(self.schedule.stages, key=lambda stage: stage.batch_size * stage.resolution**2)
-        self._warm_up(largest, first=True)
+        self._prepare(largest, first=True)
         self.saver.restore_rng()
         self.saver.restart_clock()
-        warm = largest.index
+        prepared = largest.index
         while self.position.epoch < epochs:
             stage = self._stage()
             started = time.monotonic()
-            set_dropout(self.dropout_layers, self.config.model.dropout * stage.regularization)
-            if stage.index != warm:
-                self._warm_up(stage)
-                warm = stage.index
+            if stage.index != prepared:
+                self._prepare(stage)
+                prepared = stage.index
             self.position.switch_seconds += time.monotonic() - started
             try:
                 ending = self._train_epoch(stage)
@@ -147,10 +146,11 @@ class Trainer:
             position.stage = stage.index
         return self.schedule.stages[position.stage]
 
-    def _warm_up(self, stage: Stage, first: bool = False) -> None:
-        share = -(-stage.batch_size // self.process.world)
+    def _prepare(self, stage: Stage, first: bool = False) -> None:
+        """Set the rate of dropout of a stage, and warm up at it."""
+        set_dropout(self.dropout_layers, self.config.model.dropout * stage.regularization)
         try:
-            self.learner.warm_up(share, stage.resolution)
+            self.learner.warm_up(stage.batch_size, stage.resolution)
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(stage) from error
         if not first and self.process.device.type == "cuda":

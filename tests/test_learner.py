@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.distributed import Process
-from engine.learner import Learner, LossOptions, StepOptions
+from engine.learner import Learner, LossOptions, StepOptions, num_parts, part_sizes
 from engine.optim import create_optimizer, parameter_groups
 from engine.precision import resolve_amp
 from loaders.plan import BatchPlan, View
@@ -20,10 +22,10 @@ from loaders.transfer import DeviceBatch
 ALONE = Process(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
 
 
-def learner_of(model: nn.Module, **options: object) -> Learner:
+def learner_of(model: nn.Module, process: Process = ALONE, **options: object) -> Learner:
     optimizer = create_optimizer("sgd", parameter_groups(model, 0.0), lr=0.1)
     amp = resolve_amp("off", ALONE.device)
-    return Learner(model, optimizer, ALONE, amp, LossOptions(smoothing=0.1), StepOptions(**options))  # type: ignore[arg-type]
+    return Learner(model, optimizer, process, amp, LossOptions(smoothing=0.1), StepOptions(**options))  # type: ignore[arg-type]
 
 
 def batch_of(count: int, seed: int = 0, mixed: bool = False) -> DeviceBatch:
@@ -71,6 +73,42 @@ def test_shares_of_a_batch_add_up() -> None:
         learner._backward(share, 9, True)
     for gradient, parameter in zip(expected, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("parts", [1, 2, 5, 8])
+def test_all_ranks_split_their_shares_into_as_many_parts(world: int, parts: int) -> None:
+    for count in range(1, 100):
+        shares = [len(range(rank, count, world)) for rank in range(world)]
+        split = [part_sizes(share, num_parts(count, world, parts)) for share in shares]
+        assert [sum(sizes) for sizes in split] == shares
+        assert len({len(sizes) for sizes in split}) == 1
+        if count >= world:
+            assert min(min(sizes) for sizes in split) > 0
+            assert len(split[0]) == min(parts, min(shares))
+        sizes = {size for of_rank in split for size in of_rank}
+        assert max(sizes) - min(sizes) <= 1
+
+
+def passes(learner: Learner) -> list[int]:
+    """Return a list that grows by the number of images of each forward pass."""
+    sizes: list[int] = []
+    learner.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_uneven_shares_take_as_many_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SyncBN every pass is an exchange between the ranks, which a pass of one rank alone would wait for."""
+    monkeypatch.setattr(Learner, "_distributed", lambda self, model: model)
+    for rank, share in enumerate((36, 35)):
+        process = replace(ALONE, rank=rank, world=2)
+        learner = learner_of(without_batch_norm(), process, grad_accum_steps=8)
+        sizes = passes(learner)
+        learner.step(batch_of(share), 71, True, 1.0, 1)
+        assert sizes == [5] * (share - 32) + [4] * (40 - share)
+        sizes.clear()
+        learner.warm_up(71, 32)
+        assert sizes == [5] * (share - 32) + [4] * (40 - share)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -125,3 +163,24 @@ def test_a_compiled_step_is_the_plain_one() -> None:
     learner.step(batch_of(6), 6, True, 1.0, 1)
     for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_warming_up_compiles_all_that_a_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    learner = learner_of(without_batch_norm(), compile=True, grad_accum_steps=2, channels_last=False)
+    learner.warm_up(7, 32)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    learner.step(batch_of(7), 7, True, 1.0, 1)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize(("max_shapes", "limit"), [(1, 8), (6, 16)])
+def test_the_limit_of_compilations_is_never_lowered(max_shapes: int, limit: int) -> None:
+    model = without_batch_norm()
+    optimizer = create_optimizer("sgd", parameter_groups(model, 0.0), lr=0.1)
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        amp = resolve_amp("off", ALONE.device)
+        options = StepOptions(compile=True)
+        Learner(model, optimizer, ALONE, amp, LossOptions(), options, max_shapes=max_shapes)
+        assert torch._dynamo.config.recompile_limit == limit

@@ -18,9 +18,9 @@ from engine.model import (
     auto_model,
     create_model,
     dropout_layers,
-    has_batch_norm,
     has_depthwise_convolutions,
     model_summary,
+    needs_two_images,
     pretrained_statistics,
     set_dropout,
 )
@@ -120,8 +120,13 @@ def test_drop_path_is_passed_on():
 )
 def test_kinds_of_layers(name: str, batch_norm: bool, depthwise: bool):
     model = create_model(name, 5, resolution=64)
-    assert has_batch_norm(model) is batch_norm
+    assert [needs_two_images(model, world) for world in (1, 2)] == [batch_norm] * 2
     assert has_depthwise_convolutions(model) is depthwise
+
+
+def test_synchronized_batch_norm_takes_the_second_image_of_another_rank():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(create_model(SMALL, 5))
+    assert [needs_two_images(model, world) for world in (1, 2)] == [True, False]
 
 
 # Summary and statistics

@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 
 from engine import train, tuner
 from engine.checkpoint import load_checkpoint
+from engine.learner import Learner
 from engine.rundir import RunDirectory, read_records
 from kernels.jpeg import JpegLibraryError, load_library
+from loaders.transfer import DeviceBatch
 from tests.folders import image_folder
 from tests.images import DAMAGES, damaged
 
@@ -98,6 +101,31 @@ def test_a_run_leaves_everything_behind(
     position, _ = load_checkpoint(run / "last.pt")
     assert position.finished
     assert set(load_file(run / "model.safetensors")) == set(weights(run))
+
+
+def test_stages_are_warmed_up_as_they_are_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the batch that needs the most memory is of a stage whose dropout is weakened."""
+    warmed: list[tuple[int, float]] = []
+    trained: list[tuple[int, float]] = []
+    warm_up, step = Learner.warm_up, Learner.step
+
+    def warm_up_noted(learner: Learner, count: int, resolution: int) -> None:
+        warmed.append((resolution, learner.model.drop_rate))
+        warm_up(learner, count, resolution)
+
+    def step_noted(learner: Learner, batch: DeviceBatch, *arguments: Any, **options: Any) -> None:
+        trained.append((batch.plan.resolution, learner.model.drop_rate))
+        step(learner, batch, *arguments, **options)
+
+    monkeypatch.setattr(Learner, "warm_up", warm_up_noted)
+    monkeypatch.setattr(Learner, "step", step_noted)
+    options = ["--batch-sizes", "24,4", "--dropout", "0.4", "--regularization", "adaptive", "--loader", "synthetic"]
+    assert train.main([str(folder), *SMALL, *options, "--epochs", "2", "--output", str(tmp_path)]) == 0
+    assert list(dict.fromkeys(trained)) == warmed
+    assert [resolution for resolution, _ in warmed] == [32, 48]
+    assert warmed[0][1] < warmed[1][1] == 0.4
 
 
 def test_a_config_file_repeats_a_run(folder: Path, tmp_path: Path) -> None:
