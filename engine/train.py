@@ -33,7 +33,7 @@ from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
 from engine.transforms import COPY, Arrangement, arrange, log_arrangement, normalization_for, read_transforms
-from engine.validation import validate
+from engine.validation import check_shares, validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.contract import LoaderError
 from loaders.cores import usable_cores
@@ -120,6 +120,7 @@ def train(config: Config, transforms: Any = None) -> Ending | None:
         config = _agreed(resolve(config, data.train, this, resolution), this)
         validate(config)
         check_data(config, data)
+        check_shares(config, len(data.train), this.world)
         torch.set_num_threads(config.run.threads)
         torch.use_deterministic_algorithms(config.run.deterministic)
         torch.backends.cudnn.benchmark = not config.run.deterministic

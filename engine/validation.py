@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, get_type_hints
 
 from engine.config import MAX_RESOLUTIONS, MIN_RESOLUTION, AugmentConfig, Config, ResolutionConfig
+from engine.progressive import ProgressiveSchedule
 from engine.values import Bounds, ConfigError, parse_duration, parse_target
 
 
@@ -20,6 +21,33 @@ def validate(config: Config) -> None:
     """
     for problem in _problems(config):
         raise ConfigError(problem)
+
+
+def check_shares(config: Config, num_train: int, world: int) -> None:
+    """Refuse batches that leave a process without images where batch norm is over those of all.
+
+    Such a process would have to make images up, and the statistics would be of these too.
+
+    Args:
+        config: with every ``auto`` resolved.
+        num_train: training images.
+        world: processes.
+
+    Raises:
+        ConfigError: SyncBN would meet such a batch.
+    """
+    if not config.model.sync_bn:
+        return
+    needs = f"--sync-bn needs an image for each of {world} processes in every batch"
+    for stage in ProgressiveSchedule.from_config(config).stages:
+        if stage.batch_size < world:
+            raise ConfigError(f"{needs}, got a batch of {stage.batch_size}: raise --batch-size to {world} at least")
+        last = num_train % stage.batch_size
+        if 0 < last < world and not config.loader.drop_last:
+            raise ConfigError(
+                f"{needs}, and {num_train} images in batches of {stage.batch_size} leave {last} for the last: "
+                "add --drop-last"
+            )
 
 
 def _problems(config: Config) -> Iterator[str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.command import fail, load_config
 from engine.config import Config, ConfigError
 from engine.toml import from_toml
-from engine.validation import validate
+from engine.validation import check_shares, validate
 from engine.values import parse_duration, parse_target
 
 GROUPS = [field.name for field in fields(Config)]
@@ -312,6 +312,36 @@ def test_sync_bn_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         validate(config)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     validate(config)
+
+
+def sync_bn_config(*, batch_size: int = 64, drop_last: bool = False, sync_bn: bool = True) -> Config:
+    usual = Config()
+    return replace(
+        usual,
+        model=replace(usual.model, sync_bn=sync_bn),
+        loader=replace(usual.loader, drop_last=drop_last),
+        optimizer=replace(usual.optimizer, batch_size=batch_size),
+        resolution=replace(usual.resolution, resolutions=(32, 48)),
+    )
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_sync_bn_with_a_process_without_images_in_the_last_batch(last: int) -> None:
+    with pytest.raises(ConfigError, match=f"leave {last} for the last: add --drop-last"):
+        check_shares(sync_bn_config(), 10 * 64 + last, world=4)
+    check_shares(sync_bn_config(drop_last=True), 10 * 64 + last, world=4)
+    check_shares(sync_bn_config(sync_bn=False), 10 * 64 + last, world=4)
+    check_shares(sync_bn_config(), 10 * 64 + last, world=1)
+
+
+def test_sync_bn_with_images_for_all_processes() -> None:
+    for last in (0, 4, 63):
+        check_shares(sync_bn_config(), 10 * 64 + last, world=4)
+
+
+def test_sync_bn_with_more_processes_than_images_in_a_batch() -> None:
+    with pytest.raises(ConfigError, match="raise --batch-size to 4"):
+        check_shares(sync_bn_config(batch_size=3, drop_last=True), 300, world=4)
 
 
 def test_fail_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
