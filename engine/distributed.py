@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+
+_LIMIT = timedelta(minutes=30)  # of waiting in an exchange within training
+_LONG_LIMIT = timedelta(days=7)  # of waiting for work done once, such as packing a large data set
 
 
 class DeviceError(ValueError):
@@ -80,10 +83,6 @@ class Process:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
 
 @contextmanager
 def process(device: str) -> Iterator[Process]:
@@ -109,7 +108,7 @@ def process(device: str) -> Iterator[Process]:
         torch.cuda.set_device(where)
     if world > 1:
         backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=_LIMIT, device_id=where if where.type == "cuda" else None)
     try:
         yield Process(
             rank=int(os.environ.get("RANK", 0)),
@@ -121,3 +120,19 @@ def process(device: str) -> Iterator[Process]:
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def long_barrier(world: int) -> Iterator[Callable[[], None]]:
+    """Yield a barrier that waits as long as work takes that one process does for all, such as packing a data set.
+
+    It has a group of gloo's on every device: NCCL's barrier knows no limit but its group's, and occupies the GPU.
+    """
+    if world == 1:
+        yield lambda: None
+        return
+    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_LONG_LIMIT))
+    try:
+        yield lambda: dist.monitored_barrier(group, timeout=_LONG_LIMIT)
+    finally:
+        dist.destroy_process_group(group)

@@ -18,7 +18,7 @@ from engine.checkpoint import CheckpointError
 from engine.command import fail, load_config
 from engine.config import Config, ConfigError
 from engine.defaults import initial_workers, resolve
-from engine.distributed import DeviceError, Process, process
+from engine.distributed import DeviceError, Process, long_barrier, process
 from engine.ending import finish
 from engine.freezing import FreezeError
 from engine.learner import NonFiniteLossError
@@ -148,10 +148,11 @@ def _warn_of_other_processes(resumed: Resumed, this: Process) -> None:
 
 def _first_before_others(this: Process, work: Callable[[bool], ImageData]) -> ImageData:
     """Let the first process of a machine work, and show its progress, before the others, which find it done."""
-    for turn in (True, False):
-        if turn == (this.local_rank == 0):
-            data = work(turn)
-        this.barrier()
+    with long_barrier(this.world) as barrier:
+        for turn in (True, False):
+            if turn == (this.local_rank == 0):
+                data = work(turn)
+            barrier()
     return data
 
 

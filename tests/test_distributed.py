@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine import train
+from engine.distributed import process
 from engine.rundir import read_records
 from tests.folders import image_folder
 
@@ -65,6 +68,50 @@ def test_batch_norm_and_resume_over_two_processes(folder: Path, tmp_path: Path) 
     assert resumed.returncode == 0, resumed.stderr
     assert len(list(tmp_path.iterdir())) == 1
     assert [e["samples_seen"] for e in records(tmp_path, "epoch")] == [37, 74]
+
+
+WAITING = """
+import time
+from datetime import timedelta
+from engine import distributed
+from engine.train import _first_before_others
+
+distributed._LIMIT = timedelta(seconds=10)  # in which both have to start
+with distributed.process("cpu") as this:
+    def work(first):
+        time.sleep(14 if first else 0)
+        return time.time()
+    times = this.gather(_first_before_others(this, work))
+    assert times[0] < times[1], times
+"""
+
+
+def test_the_first_process_may_work_longer_than_an_exchange_may_take(tmp_path: Path) -> None:
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_group_knows_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise NCCL guesses one for its first barrier."""
+    groups: list[tuple[str, torch.device | None]] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group",
+        lambda backend, device_id, **_: groups.append((backend, device_id)),
+    )
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for device in ("cuda", "cpu"):
+        with process(device):
+            pass
+    assert groups == [("nccl", torch.device("cuda", 3)), ("gloo", None)]
 
 
 def test_one_rank_speaks_for_all(folder: Path, tmp_path: Path) -> None:
