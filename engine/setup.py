@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 
 from engine.config import AugmentConfig, Config, ConfigError, OptimizerConfig
 from engine.distributed import Process
@@ -214,7 +215,7 @@ def create_learner(config: Config, data: ImageData, process: Process) -> tuple[L
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.sync_bn:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # PyTorch's function leaves out the activations in timm's layers
     groups = parameter_groups(model, float(config.optimizer.weight_decay), layer_decay=options.layer_decay)
     optimizer = create_optimizer(
         config.optimizer.opt, groups, lr=float(config.optimizer.lr), momentum=config.optimizer.momentum

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import timm
 import torch
 from torch import nn
 
+from engine.config import Config
 from engine.distributed import Process
 from engine.learner import Learner, LossOptions, StepOptions, num_parts, part_sizes
 from engine.optim import create_optimizer, parameter_groups
 from engine.precision import resolve_amp
+from engine.setup import create_learner
 from loaders.plan import BatchPlan, View
 from loaders.transfer import DeviceBatch
+from tests.folders import image_folder, opened
 
 ALONE = Process(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
 
@@ -73,6 +77,23 @@ def test_shares_of_a_batch_add_up() -> None:
         learner._backward(share, 9, True)
     for gradient, parameter in zip(expected, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_sync_bn_changes_no_activation(tmp_path: Path) -> None:
+    data = opened(image_folder(tmp_path / "colors", train=3, val=3), tmp_path)
+    usual = Config()
+    models = []
+    for sync_bn in (False, True):
+        config = replace(
+            usual,
+            model=replace(usual.model, model="test_efficientnet", amp="off", sync_bn=sync_bn),
+            optimizer=replace(usual.optimizer, lr=0.1, weight_decay=0.0),
+            resolution=replace(usual.resolution, resolutions=(32,), val_resolution=32),
+        )
+        models.append(create_learner(config, data, ALONE)[0].model.eval())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in models[1].modules())
+    images = batch_of(2).images
+    torch.testing.assert_close(models[1](images), models[0](images))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
