@@ -151,10 +151,7 @@ def _faster(findings: Findings) -> Iterator[tuple[float, str]]:
             "processor: a lighter preset (--augment light) or a GPU helps, not workers",
         )
     if limit == "workers":
-        yield (
-            largest.ceilings.headroom[largest.ceilings.next_bound],
-            f"--num-workers {largest.num_workers} is too few: without it as many are taken as make training faster",
-        )
+        yield largest.ceilings.headroom[largest.ceilings.next_bound], _more_workers(findings.capacity.cores, largest)
     if limit == "disk":
         yield (
             largest.ceilings.headroom[largest.ceilings.next_bound],
@@ -167,6 +164,18 @@ def _faster(findings: Findings) -> Iterator[tuple[float, str]]:
         yield 1.0, "The processor is the limit: DALI decodes on the GPU (pip install 'headrace[dali]')"
     if not findings.usable("libjpeg-turbo"):
         yield 1.0, "Install libjpeg-turbo (apt-get install libturbojpeg0): --loader roi decodes crops only"
+
+
+def _more_workers(cores: float, prediction: Prediction) -> str:
+    """Say what to do about too few workers. Without a number a run takes at most one for each core."""
+    if prediction.num_workers < math.floor(cores):
+        return (
+            f"--num-workers {prediction.num_workers} is too few: without it as many are taken as make training faster"
+        )
+    return (
+        f"{count(prediction.num_workers, 'worker')} at {prediction.resolution} px cannot keep {cores:g} cores busy: "
+        "try a larger --num-workers"
+    )
 
 
 def _other_loaders(prediction: Prediction) -> Iterator[tuple[float, str]]:

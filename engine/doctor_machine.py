@@ -25,9 +25,13 @@ from loaders.dataset import ImageDataset
 from loaders.packed import PackedDataset
 from loaders.pixels import pillow_version
 
-_READ_AT_ONCE = 1 << 20
-_MOST_BYTES_READ = 256 << 20
+_READERS = (8, 64)  # threads that read together, after one alone
+_LEAST_ALONE = 4  # places that the one reads, time or not
+_IN_PROPORTION = 0.7  # of the rate of so many threads that do not disturb each other
+_MOST_PLACES = 20_000
+_MOST_BYTES_READ = 256 << 20  # by so many threads
 _SHARE_FROM_DISK = 0.5  # of the bytes read, above which the disk was measured and not the memory
+_SLOW_READ, _SLOW_RATE = 0.5e-3, 200e6  # seconds and bytes per second: some ten times slower than from memory
 _MANY = 20  # functions; by chance a file of some megabytes holds none or one such sequence
 _MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, versions 2 and 1
 
@@ -220,74 +224,127 @@ class DiskRate:
 
     Attributes:
         bytes_per_second: over all threads that read.
-        source: where the bytes came from; unknown where the system does not tell, as on network file systems.
+        source: where the bytes came from; unknown where the system does not tell, as on some network file systems.
         bytes_read: how many were read.
+        latency: seconds that one thread waits for a file besides, which does not keep others waiting.
     """
 
     bytes_per_second: float
     source: Literal["disk", "memory", "unknown"]
     bytes_read: int
+    latency: float = 0.0
 
 
-def disk_rate(dataset: ImageDataset, seconds: float, threads: int = 8, seed: int = 0) -> DiskRate | None:
+@dataclass(frozen=True)
+class _Reading:
+    """What some threads read together."""
+
+    readers: int
+    places: int
+    size: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.size / self.seconds
+
+    def is_slower_than_memory(self) -> bool:
+        """Say whether one thread took far longer than the page cache takes."""
+        return self.seconds > self.places * _SLOW_READ + self.size / _SLOW_RATE
+
+
+def disk_rate(dataset: ImageDataset, seconds: float, seed: int = 0) -> DiskRate | None:
     """Read some of a set's own files, at random, and say how fast that was.
 
+    One thread reads alone; then many read together, ever more as long as that is faster in proportion, which it is
+    where each only waits. What they reach together is the rate; what the one waited beyond that is latency.
+
     Each file is first dropped from the page cache (``posix_fadvise``), which the system may decline; its own count of
-    what the storage delivered (``/proc/self/io``) says whether it did.
+    what the storage delivered (``/proc/self/io``) says whether it did. A file system may deliver without being counted
+    (those in user space are not): what is slow then has not come from memory.
 
     Args:
-        dataset: whose files to read; of a packed set, its shards.
-        seconds: to read for at most.
-        threads: that read at the same time, as a loader's workers do.
+        dataset: whose files to read; of a packed set, pieces of its shards as long as an image.
+        seconds: to read for at most, apart from the least that each thread reads.
         seed: of the choice.
 
     Returns:
         None if nothing could be read.
     """
     places = _places(dataset, seed)
-    deadline = time.perf_counter() + seconds
-    before, begin = storage_bytes(), time.perf_counter()
-    with ThreadPoolExecutor(threads, thread_name_prefix="read") as executor:
-        parts = [executor.submit(_read_until, places[i::threads], deadline, threads) for i in range(threads)]
-        total = sum(part.result() for part in parts)
-    elapsed, after = time.perf_counter() - begin, storage_bytes()
+    before = storage_bytes()
+    first = _read(places[:1], seconds, 1)  # takes longer than those that follow: folders are looked up
+    share = max(1, len(places) // (1 + 2 * _READERS[0]))  # of each of the first that read together
+    position = 1 + max(share, min(_LEAST_ALONE, len(places) // 3))
+    alone = last = together = _read(places[1:position], seconds / (1 + len(_READERS)), 1, _LEAST_ALONE)
+    total = first.size + alone.size
+    for readers in _READERS:
+        mine = places[position : position + max(readers, _READERS[0] * share)]
+        if not mine or last.rate < _IN_PROPORTION * last.readers * alone.rate:  # they have met the disk's limit
+            break
+        last = _read(mine, seconds / (1 + len(_READERS)), min(readers, len(mine)))
+        total, position = total + last.size, position + len(mine)
+        together = max(together, last, key=lambda one: one.rate)
+    after = storage_bytes()
     if not total:
         return None
     source: Literal["disk", "memory", "unknown"] = "unknown"
     if before is not None and after is not None:
-        source = "disk" if after - before >= _SHARE_FROM_DISK * total else "memory"
-    return DiskRate(total / elapsed, source, total)
+        if after - before >= _SHARE_FROM_DISK * total:
+            source = "disk"
+        elif not alone.is_slower_than_memory():
+            source = "memory"
+    latency = (alone.seconds - alone.size / together.rate) / alone.places if alone.places else 0.0
+    return DiskRate(together.rate, source, total, max(0.0, latency))
 
 
 def _places(dataset: ImageDataset, seed: int) -> list[tuple[str, int, int]]:
     """Return path, offset and length of what to read, in random order."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, PackedDataset):
+        length = max(1, int(dataset.sizes.mean()))
         pieces = [
-            (str(dataset.shards.folder / file), offset, _READ_AT_ONCE)
+            (str(dataset.shards.folder / file), offset, length)
             for file, mapped in zip(dataset.shards.files, dataset.shards.maps, strict=True)
-            for offset in range(0, len(mapped), _READ_AT_ONCE)
+            for offset in range(0, len(mapped), length)
         ]
-        return [pieces[i] for i in torch.randperm(len(pieces), generator=generator).tolist()]
-    order = torch.randperm(len(dataset), generator=generator)[:20_000].tolist()
+        return [pieces[i] for i in torch.randperm(len(pieces), generator=generator)[:_MOST_PLACES].tolist()]
+    order = torch.randperm(len(dataset), generator=generator)[:_MOST_PLACES].tolist()
     return [(dataset.paths[i], 0, int(dataset.sizes[i])) for i in order]
 
 
-def _read_until(places: Sequence[tuple[str, int, int]], deadline: float, threads: int) -> int:
-    """Read one place after the other until it is time; return the bytes read."""
-    total = 0
+def _read(places: Sequence[tuple[str, int, int]], seconds: float, readers: int, least: int = 1) -> _Reading:
+    """Have threads read places until it is time, each so many at least."""
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(readers, thread_name_prefix="read") as executor:
+        parts = [
+            executor.submit(_read_until, places[i::readers], begin + seconds, _MOST_BYTES_READ // readers, least)
+            for i in range(readers)
+        ]
+        done = [part.result() for part in parts]
+    elapsed = time.perf_counter() - begin
+    return _Reading(readers, sum(count for count, _ in done), sum(size for _, size in done), elapsed)
+
+
+def _read_until(
+    places: Sequence[tuple[str, int, int]], deadline: float, most_bytes: int, least: int
+) -> tuple[int, int]:
+    """Read one place after the other until it is time; return how many were read, and their bytes."""
+    count = total = 0
     for path, offset, length in places:
-        if time.perf_counter() >= deadline or total >= _MOST_BYTES_READ // threads:
-            break
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)
                 total += len(os.pread(file, length, offset))
+                count += 1
             finally:
                 os.close(file)
-    return total
+        if total >= most_bytes or (count >= least and time.perf_counter() >= deadline):
+            break
+    return count, total
 
 
 def storage_bytes() -> int | None:

@@ -15,6 +15,7 @@ from engine.doctor_pixels import PixelFacts
 from engine.doctor_rates import Prediction
 from engine.roofline import LIMIT_NAMES, RESOURCE_NAMES
 
+_LATENCY_WORTH_TELLING = 1e-4  # seconds
 _BAR = 40  # characters of the longest bar
 _CLASSES = 12  # shown, half of them the largest and half the smallest where there are more
 _FILES = 5  # named of each kind
@@ -89,10 +90,12 @@ def _machine_table(findings: Findings) -> Table:
         whence = {
             "disk": "from the disk",
             "memory": "from the page cache, so that the disk's own rate is not known",
-            "unknown": "from disk or page cache, which this system does not tell",
+            "unknown": "from the disk or from memory, which this system does not tell",
         }[disk.source]
         rate = f"{byte_count(disk.bytes_per_second)}/s"
         table.add_row("reading", f"{rate}, {byte_count(disk.bytes_read)} of the set's files, {whence}")
+        if disk.source != "memory" and disk.latency >= _LATENCY_WORTH_TELLING:
+            table.add_row("", f"each file is waited for {number(1000 * disk.latency, 'ms')} before that")
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +58,7 @@ class Prediction:
         demand: what an image takes.
         ceilings: once the files are in memory, if the set fits.
         from_disk: while every file comes from the disk.
-        num_workers: what was asked for, or how many are enough.
+        num_workers: what was asked for, or how many are enough; the rates are those with this number.
         by_loader: the rate with each of the loaders.
     """
 
@@ -172,10 +171,12 @@ def predict(
     Returns:
         One prediction for each size that was measured, in the order of ``costs``.
     """
-    from_disk = disk.bytes_per_second if disk is not None and disk.source == "disk" else math.inf
-    cold = Machine(capacity.cores, disk=from_disk, bus=capacity.bus)
+    in_memory = Machine(capacity.cores, bus=capacity.bus)
+    cold = in_memory
+    if disk is not None and disk.source != "memory":
+        cold = replace(in_memory, disk=disk.bytes_per_second, disk_latency=disk.latency)
     fits = num_images * mean_bytes <= _FITS * capacity.available
-    warm = replace(cold, disk=math.inf) if fits else cold
+    warm = in_memory if fits else cold
     by_size = {cost.resolution: cost for cost in steps}
     predictions = []
     for resolution in dict.fromkeys(cost.resolution for cost in costs):
@@ -185,7 +186,14 @@ def predict(
             for cost in costs
             if cost.resolution == resolution
         }
-        rates = {name: roofline(warm, demand, num_workers).rate for name, demand in demands.items()}
+        # As many as are enough, whether the files come from the disk or from memory, and no more than a run would take.
+        workers = {
+            name: max(workers_needed(warm, demand), workers_needed(cold, demand))
+            if num_workers is None
+            else num_workers
+            for name, demand in demands.items()
+        }
+        rates = {name: roofline(warm, demand, workers[name]).rate for name, demand in demands.items()}
         # Where the model is the limit with each of them, the one that takes the least of the processor.
         best = max(rates, key=lambda name: (round(rates[name], 1), -demands[name].loading_cpu_seconds))
         predictions.append(
@@ -193,9 +201,9 @@ def predict(
                 resolution,
                 best,
                 demands[best],
-                roofline(warm, demands[best], num_workers),
-                roofline(cold, demands[best], num_workers),
-                workers_needed(warm, demands[best]) if num_workers is None else num_workers,
+                roofline(warm, demands[best], workers[best]),
+                roofline(cold, demands[best], workers[best]),
+                workers[best],
                 rates,
             )
         )

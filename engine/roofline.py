@@ -17,17 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-Resource = Literal["cores", "workers", "disk", "bus", "training"]
+Resource = Literal["cores", "disk", "bus", "training", "workers"]
 """What an image takes a share of; ``training`` is the one process that augments and trains batch after batch."""
 
 RESOURCES: tuple[Resource, ...] = get_args(Resource)
 
 RESOURCE_NAMES: Mapping[Resource, str] = {
     "cores": "the processor",
-    "workers": "the number of workers",
     "disk": "the disk",
     "bus": "the way to the GPU",
     "training": "training by itself",
+    "workers": "the number of workers",
 }
 
 Limit = Literal["cores", "workers", "disk", "bus", "augmentation", "model"]
@@ -42,6 +42,7 @@ LIMIT_NAMES: Mapping[Limit, str] = {
     "model": "the model",
 }
 
+_EQUAL = 1e-9  # relative difference of two ceilings that is an error of rounding
 AUGMENTATION_WORTH_TELLING = 0.25  # of the training process's time; below, a lighter preset changes little
 
 
@@ -51,17 +52,21 @@ class Machine:
 
     Attributes:
         cores: processor cores, above 0; parts of a core count (``loaders.cores.usable_cores``).
-        disk: bytes per second read from where the files lie; infinite where they are in memory.
+        disk: bytes per second read from where the files lie, by all together; infinite where they are in memory.
+        disk_latency: seconds that a worker waits for a file besides, which workers do at the same time.
         bus: bytes per second copied to the device; infinite where nothing is copied.
     """
 
     cores: float
     disk: float = math.inf
     bus: float = math.inf
+    disk_latency: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.cores > 0 and self.disk > 0 and self.bus > 0):
             raise ValueError(f"cores, disk and bus must be above 0, got {self}")
+        if not 0 <= self.disk_latency < math.inf:
+            raise ValueError(f"a disk's latency must be finite and not below 0, got {self}")
 
     def shared_by(self, ranks: int) -> Machine:
         """Return the part of each of so many processes of one job: of cores and disk; each device has a bus."""
@@ -121,13 +126,17 @@ class Roofline:
 
     @property
     def bound(self) -> Resource:
-        """The resource with the lowest ceiling; of equals, the first in the order of RESOURCES."""
-        return min(RESOURCES, key=lambda resource: self.ceilings[resource])
+        """The resource with the lowest ceiling; of equals, the first in the order of RESOURCES.
+
+        Workers come last: where they are just as many as are needed, what they are needed for is the limit.
+        """
+        rate = self.rate
+        return next(resource for resource in RESOURCES if self.ceilings[resource] <= rate * (1 + _EQUAL))
 
     @property
     def rate(self) -> float:
         """The highest rate that all resources allow, images per second."""
-        return self.ceilings[self.bound]
+        return min(self.ceilings.values())
 
     @property
     def headroom(self) -> dict[Resource, float]:
@@ -196,12 +205,13 @@ def workers_needed(machine: Machine, demand: Demand) -> int:
     wanted = roofline(machine, demand).rate * _seconds_in_worker(machine, demand)
     if not wanted < most:  # or not a number: nothing takes any time
         return most if wanted >= most else 1
-    return max(1, math.ceil(wanted - 1e-9))  # a rounding error is no worker
+    return max(1, math.ceil(wanted * (1 - _EQUAL)))  # a rounding error is no worker
 
 
 def _seconds_in_worker(machine: Machine, demand: Demand) -> float:
     """Return how long one image occupies a worker: its processor time and, while nothing else reads, the disk's."""
-    return demand.loading_cpu_seconds + demand.disk_bytes / machine.disk
+    waiting = machine.disk_latency if demand.disk_bytes else 0.0
+    return demand.loading_cpu_seconds + waiting + demand.disk_bytes / machine.disk
 
 
 def _ratio(capacity: float, demand: float) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,9 +218,63 @@ def test_the_machine_is_seen() -> None:
 def test_files_are_read(data: ImageData) -> None:
     found = disk_rate(data.train, 5.0)
     assert found is not None
-    assert 0.9 * data.train.sizes.sum() <= found.bytes_read <= data.train.sizes.sum()
+    assert 0.5 * data.train.sizes.sum() <= found.bytes_read <= data.train.sizes.sum()
     gone = dataset_of([])
     assert disk_rate(gone, 0.1) is None
+
+
+def test_what_is_slow_is_not_taken_for_memory(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.pread
+
+    def slow(file: int, length: int, offset: int) -> bytes:
+        time.sleep(0.02)
+        return read(file, length, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    monkeypatch.setattr(doctor_machine, "storage_bytes", lambda: 0)  # as for a file system in user space
+    found = disk_rate(data.train, 5.0)
+    assert found is not None
+    assert found.source == "unknown"
+    (prediction,) = predict(10**9, 100e3, MUCH, found, costs(roi=1), [])
+    assert prediction.limit in ("disk", "workers")
+    monkeypatch.setattr(doctor_machine, "_SLOW_READ", 1e3)
+    found = disk_rate(data.train, 5.0)
+    assert found is not None
+    assert found.source == "memory"
+    (prediction,) = predict(10**9, 100e3, MUCH, found, costs(roi=1), [])
+    assert prediction.limit == "cores"
+
+
+@pytest.mark.parametrize(
+    ("latency", "rate", "readers", "seen"),
+    [
+        pytest.param(0.0, 20e6, [1, 8], (0.0, 20e6), id="one after the other"),
+        pytest.param(20e-3, 1e9, [1, 8, 64], (19.7e-3, 318e6), id="each waits for itself"),
+        pytest.param(20e-3, 40e6, [1, 8], (20e-3, 40e6), id="both"),
+    ],
+)
+def test_latency_is_told_from_rate(
+    latency: float, rate: float, readers: list[int], seen: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, asked = 100_000, []
+
+    def read(places: list[Any], seconds: float, together: int, least: int = 1) -> doctor_machine._Reading:
+        asked.append(together)
+        count = 10 * together
+        return doctor_machine._Reading(
+            together, count, count * size, max(10 * (latency + size / rate), count * size / rate)
+        )
+
+    monkeypatch.setattr(doctor_machine, "_places", lambda dataset, seed: [("file", 0, size)] * 20_000)
+    monkeypatch.setattr(doctor_machine, "_read", read)
+    monkeypatch.setattr(doctor_machine, "storage_bytes", iter((0, 10**12)).__next__)
+    found = disk_rate(dataset_of([]), 1.0)
+    assert found is not None
+    assert asked == [1, *readers]  # the first place is read for itself
+    assert (found.latency, found.bytes_per_second) == (
+        pytest.approx(seen[0], abs=1e-4),
+        pytest.approx(seen[1], rel=0.01),
+    )
 
 
 def costs(**milliseconds: float) -> list[LoadingCost]:
@@ -265,6 +321,23 @@ def test_a_number_of_workers_is_taken_as_it_is_given() -> None:
         (found,) = predict(18, 100e3, MUCH, None, costs(roi=2), [step], workers)
         assert (found.ceilings.rate, found.num_workers) == (pytest.approx(rate), workers)
         assert found.limit == limit or workers == 2  # there both are the limit
+
+
+def test_the_rate_is_that_of_the_workers_named_with_it() -> None:
+    two = replace(MUCH, cores=2, available=1)
+    (auto,) = predict(18, 100e3, two, DiskRate(25e6, "disk", 1), costs(roi=9), [])
+    (given,) = predict(18, 100e3, two, DiskRate(25e6, "disk", 1), costs(roi=9), [], 2)
+    assert auto == given
+    assert (auto.limit, auto.num_workers, auto.ceilings.rate) == ("workers", 2, pytest.approx(2 / 13e-3))
+
+
+def test_more_workers_than_cores_are_advised_where_each_waits(data: ImageData) -> None:
+    slow = predict(18, 100e3, replace(MUCH, available=1), DiskRate(100e6, "disk", 1), costs(roi=1.5), [])
+    assert not any("--num-workers" in text for text in advice(findings(data, predictions=tuple(slow))))
+    part = replace(MUCH, cores=1.5)
+    held = predict(18, 100e3, part, None, costs(roi=10), [])
+    (text,) = advice(findings(data, capacity=part, predictions=tuple(held)))
+    assert text == "1 worker at 128 px cannot keep 1.5 cores busy: try a larger --num-workers"
 
 
 def test_a_set_that_fits_into_memory_waits_for_the_disk_once() -> None:

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from engine.roofline import RESOURCES, Demand, Limit, Machine, Resource, limit_of, roofline, workers_needed
 
-machines = st.builds(Machine, cores=st.floats(0.25, 256), disk=st.floats(1e5, 1e10), bus=st.floats(1e8, 1e11))
+machines = st.builds(
+    Machine, cores=st.floats(0.25, 256), disk=st.floats(1e5, 1e10), bus=st.floats(1e8, 1e11),
+    disk_latency=st.one_of(st.just(0.0), st.floats(1e-5, 0.1)),
+)  # fmt: skip
 demands = st.builds(
     Demand,
     cpu_seconds=st.dictionaries(st.sampled_from(["read", "decode", "resize"]), st.floats(1e-6, 0.1)),
@@ -30,10 +33,10 @@ workers = st.one_of(st.none(), st.integers(0, 300))
 def test_the_bound_is_the_lowest_ceiling(machine: Machine, demand: Demand, num_workers: int | None) -> None:
     result = roofline(machine, demand, num_workers)
     assert set(result.ceilings) == set(RESOURCES)
-    assert result.rate == min(result.ceilings.values()) == result.ceilings[result.bound]
-    assert result.headroom[result.bound] == 1
+    assert result.rate == min(result.ceilings.values()) == pytest.approx(result.ceilings[result.bound])
+    assert result.headroom[result.bound] == pytest.approx(1)
     assert all(value >= 1 for value in result.headroom.values())
-    assert result.ceilings[result.next_bound] == sorted(result.ceilings.values())[1]
+    assert result.ceilings[result.next_bound] == pytest.approx(sorted(result.ceilings.values())[1])
 
 
 @given(machines, demands, workers, st.floats(1, 10))
@@ -58,8 +61,10 @@ def test_workers_are_enough_and_no_more_than_needed(machine: Machine, demand: De
     count = workers_needed(machine, demand)
     most = max(1, math.floor(machine.cores))
     assert 1 <= count <= most
+    reached = roofline(machine, demand, count)
     if count < most:
-        assert roofline(machine, demand, count).rate >= roofline(machine, demand).rate * (1 - 1e-6)
+        assert reached.rate >= roofline(machine, demand).rate * (1 - 1e-6)
+    assert reached.bound != "workers" or count == most  # where cores limit their number, the rate says so
     if count > 1:
         assert roofline(machine, demand, count - 1).bound == "workers"
 
@@ -101,6 +106,14 @@ LOADING = {"decode": 1.6e-3, "resize": 0.4e-3}
         pytest.param(
             Machine(8, disk=50e6), Demand(LOADING, disk_bytes=100e3), 1, "workers", 250, id="one worker on a slow disk"
         ),
+        pytest.param(
+            Machine(8, disk=50e6, disk_latency=6e-3), Demand(LOADING, disk_bytes=100e3), 2, "workers", 200,
+            id="two workers waiting for a disk",
+        ),
+        pytest.param(
+            Machine(8, disk=50e6, disk_latency=6e-3), Demand(LOADING, disk_bytes=100e3), 8, "disk", 500,
+            id="eight workers waiting for a disk",
+        ),
         pytest.param(Machine(8, bus=60e6), Demand(LOADING, bus_bytes=150e3), None, "bus", 400, id="slow bus"),
         pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=3e-3), None, "model", 400, id="shared cores"),
         pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=1e-3), None, "cores", 2000 / 3, id="loading's cores"),
@@ -133,6 +146,12 @@ def test_a_limit_is_a_resource_or_who_uses_it(machine: Machine, demand: Demand, 
         pytest.param(Machine(2), Demand(LOADING, step_cpu_seconds=2e-3), 1, id="the model takes half the cores"),
         pytest.param(Machine(0.5), Demand(LOADING), 1, id="half a core"),
         pytest.param(Machine(16, disk=50e6), Demand(LOADING, disk_bytes=100e3), 2, id="waiting for a slow disk"),
+        pytest.param(
+            Machine(16, disk=50e6, disk_latency=16e-3),
+            Demand(LOADING, disk_bytes=100e3),
+            10,
+            id="waiting for a far disk",
+        ),
         pytest.param(Machine(16), Demand(), 1, id="nothing to do"),
     ],
 )
@@ -150,7 +169,7 @@ def simulated_rate(machine: Machine, demand: Demand, num_workers: int, images: i
         worker = min(range(num_workers), key=free_workers.__getitem__)
         disk = max(disk, free_workers[worker]) + demand.disk_bytes / machine.disk
         core = min(range(len(free_cores)), key=free_cores.__getitem__)
-        decoded = max(disk, free_cores[core]) + demand.loading_cpu_seconds
+        decoded = max(disk + machine.disk_latency, free_cores[core]) + demand.loading_cpu_seconds
         free_workers[worker] = free_cores[core] = decoded
         model = max(model, decoded) + demand.step_seconds
     return images / model
@@ -161,6 +180,7 @@ SIMULATED = [
     pytest.param(Machine(4), Demand({**LOADING, "blur": 6e-3}, step_seconds=1e-3), 4, id="heavy augmentation"),
     pytest.param(Machine(8, disk=1e9), Demand(LOADING, disk_bytes=1e5, step_seconds=10e-3), 8, id="slow model"),
     pytest.param(Machine(8, disk=1e8), Demand(LOADING, disk_bytes=1e5, step_seconds=2e-4), 2, id="too few workers"),
+    pytest.param(Machine(8, disk=1e9, disk_latency=9e-3), Demand(LOADING, disk_bytes=1e5), 8, id="far disk"),
 ]
 
 
