@@ -25,7 +25,7 @@ from engine.doctor_packing import PackingGain, packing_gain
 from engine.doctor_page import write_page
 from engine.doctor_pixels import PixelFacts, pixel_facts
 from engine.doctor_print import print_findings
-from engine.doctor_rates import Prediction, loading_costs, predict
+from engine.doctor_rates import LOADER_FAILURES, LoadingCost, Prediction, loading_costs, predict, reason_of
 from engine.doctor_steps import StepCost, step_costs
 from engine.model import ModelError, auto_model, create_model
 from engine.setup import augmentation_of
@@ -165,11 +165,13 @@ def examine(data: ImageData, this: Process, options: Options) -> Findings:
                 threads=options.threads,
             )
         pixels: PixelFacts | None = None
-        if options.pixels and costs:
-            cheapest = min((cost for cost in costs if cost.resolution == sizes[0]), key=lambda cost: cost.cpu_seconds)
+        if options.pixels:
             known = [path for _, path in duplicates.across]
             workers = max(1, int(there.cores))
-            pixels = pixel_facts(data, cheapest.loader, workers, sizes[0], _PIXELS * seconds, bar, known=known)
+            try:
+                pixels = pixel_facts(data, _decoder(costs), workers, sizes[0], _PIXELS * seconds, bar, known=known)
+            except LOADER_FAILURES as error:
+                failures["the pass over the pixels"] = reason_of(error)
     images, mean_bytes = len(data.train), float(data.train.sizes.mean())
     packed: list[Prediction] = []
     if packing is not None:
@@ -191,6 +193,12 @@ def examine(data: ImageData, this: Process, options: Options) -> Findings:
         duplicates=duplicates,
         pixels=pixels,
     )
+
+
+def _decoder(costs: Sequence[LoadingCost]) -> str:
+    """Return the loader to look at pixels with: the fastest that was measured and reads files, or the reference."""
+    reading = [cost for cost in costs if cost.loader != "synthetic"]
+    return min(reading, key=lambda cost: (cost.resolution, cost.cpu_seconds)).loader if reading else "torch"
 
 
 if __name__ == "__main__":

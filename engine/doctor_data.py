@@ -126,14 +126,17 @@ class Duplicates:
             validation file.
         conflicting: pairs of paths of equal files with different labels, within a split or across.
         within_train: training files that equal an earlier one.
-        unchecked: files that share their size with others and were not compared, because time was up or they could not
-            be read.
+        compared: files that were compared, most of them by their size alone.
+        unchecked: files that share their size with others, for which there was no time.
+        unread: files that share their size with others and could not be read, or are empty.
     """
 
     across: tuple[tuple[str, str], ...]
     conflicting: tuple[tuple[str, str], ...]
     within_train: int
-    unchecked: int
+    compared: int
+    unchecked: int = 0
+    unread: int = 0
 
 
 def exact_duplicates(data: ImageData, seconds: float, bar: tqdm[None]) -> Duplicates:
@@ -150,29 +153,30 @@ def exact_duplicates(data: ImageData, seconds: float, bar: tqdm[None]) -> Duplic
     bar.set_postfix_str("equal files")
     sizes = np.concatenate([data.train.sizes, data.val.sizes])
     keys = sizes.astype(np.uint64)
-    unknown = np.zeros(len(sizes), bool)
+    late, unread = np.zeros(len(sizes), bool), sizes <= 0
     if isinstance(data.train, PackedDataset) and isinstance(data.val, PackedDataset):
         keys = np.concatenate([data.train.records.checksums, data.val.records.checksums])
     else:
         deadline = time.perf_counter() + seconds
         for whole in (False, True):
-            among = np.flatnonzero(_repeated(keys) & (sizes > 0) & ~unknown)
-            digests, known = _digests(data, among, whole, deadline)
+            among = np.flatnonzero(_repeated(keys) & ~unread & ~late)
+            digests, known, tried = _digests(data, among, whole, deadline)
             keys[among] = digests
-            unknown[among[~known]] = True
+            late[among[~tried]] = True
+            unread[among[tried & ~known]] = True
     bar.update(1)
-    return _duplicates(data, keys, unknown | (sizes == 0), int(unknown.sum()))
+    return _duplicates(data, keys, late, unread)
 
 
-def _duplicates(data: ImageData, keys: np.ndarray, left_out: np.ndarray, unchecked: int) -> Duplicates:
-    """Find equal keys among those that are not left out."""
+def _duplicates(data: ImageData, keys: np.ndarray, late: np.ndarray, unread: np.ndarray) -> Duplicates:
+    """Find equal keys among those that there was time for and that could be read."""
     num_train = len(data.train)
     labels = np.concatenate([data.train.labels, data.val.labels])
 
     def path(index: int) -> str:
         return data.train.paths[index] if index < num_train else data.val.paths[index - num_train]
 
-    indices = np.flatnonzero(~left_out)
+    indices = np.flatnonzero(~late & ~unread)
     _, first, group = np.unique(keys[indices], return_index=True, return_inverse=True)
     earliest = indices[first[group]]  # of each group the first file; training files come first
     again = indices != earliest
@@ -181,7 +185,9 @@ def _duplicates(data: ImageData, keys: np.ndarray, left_out: np.ndarray, uncheck
         across=tuple((path(one), path(other)) for one, other in pairs if one < num_train <= other),
         conflicting=tuple((path(one), path(other)) for one, other in pairs if labels[one] != labels[other]),
         within_train=sum(other < num_train for _, other in pairs),
-        unchecked=unchecked,
+        compared=len(indices),
+        unchecked=int(late.sum()),
+        unread=int(unread.sum()),
     )
 
 
@@ -192,9 +198,14 @@ def _repeated(keys: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _digests(data: ImageData, indices: np.ndarray, whole: bool, deadline: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint64 (n,), the XXH64 of files counted through both splits, and bool (n,): which were read in time."""
-    digests, known = np.zeros(len(indices), np.uint64), np.zeros(len(indices), bool)
+def _digests(
+    data: ImageData, indices: np.ndarray, whole: bool, deadline: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return uint64 (n,), the XXH64 of files counted through both splits, and bool (n,) twice: which were read, and for
+    which there was time.
+    """
+    digests = np.zeros(len(indices), np.uint64)
+    known, tried = np.zeros(len(indices), bool), np.zeros(len(indices), bool)
     # Validation first: it is the smaller one, and each of its files is to be compared with training.
     parts: Iterable[tuple[ImageDataset, int]] = ((data.val, len(data.train)), (data.train, 0))
     with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="digest") as executor:
@@ -204,10 +215,10 @@ def _digests(data: ImageData, indices: np.ndarray, whole: bool, deadline: float)
             for start in range(0, len(mine), _PER_TASK):
                 rows = mine[start : start + _PER_TASK]
                 files = indices[rows] - offset
-                tasks.append(executor.submit(_digest_task, split, files, rows, whole, deadline, digests, known))
+                tasks.append(executor.submit(_digest_task, split, files, rows, whole, deadline, digests, known, tried))
         for task in tasks:
             task.result()
-    return digests, known
+    return digests, known, tried
 
 
 def _digest_task(
@@ -218,8 +229,10 @@ def _digest_task(
     deadline: float,
     digests: np.ndarray,
     known: np.ndarray,
+    tried: np.ndarray,
 ) -> None:
     if time.perf_counter() < deadline:
+        tried[rows] = True
         _digest_files(split.paths.buffer, split.paths.offsets, files, rows, whole, digests, known)
 
 

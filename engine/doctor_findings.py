@@ -122,6 +122,9 @@ def _wrong(findings: Findings) -> Iterator[str]:
             f"Repair or remove {count(len(findings.bad_files), 'file')} that cannot be decoded; training goes on with "
             f"others in their place. First: {path}: {reason}"
         )
+    if findings.failures and not findings.costs:
+        name, reason = next(iter(findings.failures.items()))
+        yield f"Look at why no loader could be measured here. First: {name}: {reason}"
     for split, counts in (("training", facts.train_counts), ("validation", facts.val_counts)):
         empty = [name for name, images in zip(facts.classes, counts, strict=True) if not images]
         if empty and sum(counts):

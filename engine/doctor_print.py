@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,11 +38,16 @@ def print_findings(findings: Findings) -> None:
     _print_problems(console, findings)
     if findings.pixels:
         _print_pixels(console, findings.pixels)
+    else:
+        console.print("The pixels were not looked at, neither for mean and deviation nor for near duplicates.")
     if findings.costs:
         _heading(console, "Processor time that an image takes" + (f", with {findings.model}" * bool(findings.model)))
         console.print(_cost_table(findings))
-        for name, reason in findings.failures.items():
-            console.print(escape(f"{name} is left out: {reason}"), soft_wrap=True)
+    elif findings.failures:
+        _heading(console, "Loaders")
+    for name, reason in findings.failures.items():
+        console.print(_shown(f"{name} is left out: {reason}"), soft_wrap=True)
+    if findings.costs:
         _heading(console, "What to expect at best, and what sets the limit")
         console.print(_rate_table(findings))
         _print_ceilings(console, findings)
@@ -49,7 +55,8 @@ def print_findings(findings: Findings) -> None:
     for position, text in enumerate(advice(findings), 1):
         console.print(f"{position:>2}. {_shown(text)}", soft_wrap=True)
     if not advice(findings):
-        console.print("Nothing: this set and this machine suit each other.")
+        suits = "this set and this machine suit each other" if findings.costs else "but no loader was measured"
+        console.print(f"Nothing: {suits}.")
 
 
 def _shown(text: str) -> str:
@@ -148,10 +155,23 @@ def _print_problems(console: Console, findings: Findings) -> None:
     _print_files(console, "Cannot be decoded", [f"{path}: {reason}" for path, reason in findings.bad_files])
     _print_files(console, "In validation and, byte for byte, in training", [f"{b} = {a}" for a, b in duplicates.across])
     _print_files(console, "Equal files of different classes", [f"{a} = {b}" for a, b in duplicates.conflicting])
-    if not (findings.bad_files or duplicates.across or duplicates.conflicting):
-        console.print("No unreadable files, none that are in both splits.")
+    for text in _searched(findings):
+        console.print(text, soft_wrap=True)
+
+
+def _searched(findings: Findings) -> Iterator[str]:
+    """Yield how much was looked at for such files, and where none were found."""
+    duplicates, facts, pixels = findings.duplicates, findings.facts, findings.pixels
+    bad = f"{len(findings.bad_files):,}" if findings.bad_files else "none"
+    decoded = f"{pixels.num_train + pixels.num_val:,} decoded" if pixels else "no image decoded"
+    headers = f"{count(facts.num_train + facts.num_val, 'header')} read"
+    yield f"Unreadable files: {bad}, with {headers} and {decoded}."
+    across = f"{len(duplicates.across):,}" if duplicates.across else "none"
+    yield f"Files in both splits: {across}, among {duplicates.compared:,} compared."
     if duplicates.unchecked:
-        console.print(f"Not compared, for want of time: {count(duplicates.unchecked, 'file')} of equal size.")
+        yield f"Not compared, for want of time: {count(duplicates.unchecked, 'file')} of equal size."
+    if duplicates.unread:
+        yield f"Not compared, empty or impossible to read: {count(duplicates.unread, 'file')}."
 
 
 def _print_files(console: Console, title: str, lines: list[str]) -> None:

@@ -21,6 +21,8 @@ from loaders.dataset import ImageDataset
 from loaders.plan import EpochPlan
 from loaders.registry import create_loader
 
+LOADER_FAILURES = (ImportError, LoaderError, RuntimeError, TooManyBadSamplesError)
+
 _BATCH = 32  # of a loader: an error of one batch is small beside what is measured
 _LEAD_IN = 3  # batches that are not counted: those made ahead while the loader started
 _LEAST_BATCHES = 2
@@ -115,10 +117,18 @@ def loading_costs(
             with create_loader(name, [dataset], 1, BadSamples(max_fraction=1.0), device) as loader:
                 share = seconds / len(names) / len(resolutions)
                 costs += [_loading_cost(loader, dataset, resolution, augmentation, share) for resolution in resolutions]
-        except (ImportError, LoaderError, RuntimeError, TooManyBadSamplesError) as error:
-            failures[name] = " ".join(str(error).split())
+        except LOADER_FAILURES as error:
+            failures[name] = reason_of(error)
         bar.update(1 / len(names))
     return costs, failures
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, on one line; of one in a worker process its last line, without the way there."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2] or text
+    return " ".join(text.split())
 
 
 def _loading_cost(

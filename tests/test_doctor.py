@@ -365,7 +365,7 @@ def findings(data: ImageData, **changes: object) -> Findings:
             packing=None,
             packed_predictions=(),
             facts=sound,
-            duplicates=Duplicates((), (), 0, 0),
+            duplicates=Duplicates((), (), 0, 24),
             pixels=None,
         ),
         **changes,
@@ -383,7 +383,7 @@ def test_advice_begins_with_what_makes_results_wrong(data: ImageData) -> None:
         findings(
             data,
             predictions=tuple(predictions),
-            duplicates=Duplicates((("/a", "/b"),), (("/c", "/d"),), 2, 0),
+            duplicates=Duplicates((("/a", "/b"),), (("/c", "/d"),), 2, 24),
             pixels=pixels,
             facts=replace(data_facts(data), train_counts=(90, 3)),
         )
@@ -493,8 +493,62 @@ def test_everything_in_one_command(
 def test_loading_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     offer(monkeypatch, "missing")
     found = run(Options(str(folder), resolutions=(24,), model="off", device="cpu", seconds=0.1))
-    assert (found.steps, found.predictions, found.pixels) == ((), (), None)
-    assert "missing is left out" not in capsys.readouterr().out.split("most useful")[1]
+    assert (found.steps, found.predictions) == ((), ())
+    measured, advised = capsys.readouterr().out.split("most useful")
+    assert "missing is left out: it is not installed" in measured
+    assert "Look at why no loader could be measured here. First: missing: it is not installed" in advised
+    assert "Nothing" not in advised
+
+
+def test_a_set_of_damaged_files_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "only").mkdir(parents=True)
+        for number in range(4):
+            damaged(tmp_path / "set" / split / "only", "late", f"{number}")
+    found = run(
+        Options(str(tmp_path / "set"), resolutions=(24,), model="off", device="cpu", seconds=0.1, loader="torch")
+    )
+    assert (found.costs, len(found.bad_files)) == ((), 8)
+    assert found.failures["torch"].startswith("no readable image found in place of")
+    assert "torch is left out: no readable image found" in capsys.readouterr().out
+
+
+def test_what_was_not_measured_suits_nobody(data: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(findings(data))
+    assert capsys.readouterr().out.endswith("Nothing: but no loader was measured.\n")
+    loaded = costs(roi=2)
+    print_findings(findings(data, costs=tuple(loaded), predictions=tuple(predict(18, 1e5, MUCH, None, loaded, []))))
+    assert capsys.readouterr().out.endswith("Nothing: this set and this machine suit each other.\n")
+
+
+def test_images_that_are_made_up_are_not_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(Options(str(folder), resolutions=(24,), model="off", device="cpu", seconds=0.1, loader="synthetic"))
+    assert found.pixels is not None
+    assert "broken.jpg" in {Path(path).name for path, _ in found.pixels.bad}
+    assert {cost.loader for cost in found.costs} == {"synthetic"}
+
+
+def test_nothing_is_claimed_of_what_was_not_looked_at(data: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(findings(data, duplicates=Duplicates((), (), 0, 19, 3, 2)))
+    out = capsys.readouterr().out
+    for text in (
+        "Unreadable files: none, with 24 headers read and no image decoded.",
+        "Files in both splits: none, among 19 compared.",
+        "Not compared, for want of time: 3 files",
+        "Not compared, empty or impossible to read: 2 files",
+        "The pixels were not looked at",
+    ):
+        assert text in out
+
+
+def test_files_that_cannot_be_read_are_no_want_of_time(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for path in paths:
+        path.write_bytes(b"a" * 100)
+    split = dataset_of(paths, [0, 0, 0, 0])
+    paths[3].unlink()
+    found = exact_duplicates(ImageData("gone", split, split.select(np.arange(0))), 10, no_bar())
+    assert (found.within_train, found.compared, found.unchecked, found.unread) == (2, 3, 0, 1)
 
 
 @pytest.mark.parametrize(
