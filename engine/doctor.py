@@ -166,7 +166,7 @@ def examine(data: ImageData, this: Process, options: Options) -> Findings:
             )
         pixels: PixelFacts | None = None
         if options.pixels:
-            known = [path for _, path in duplicates.across]
+            known = {path for _, path in duplicates.across}
             workers = max(1, int(there.cores))
             try:
                 pixels = pixel_facts(data, _decoder(costs), workers, sizes[0], _PIXELS * seconds, bar, known=known)

@@ -185,11 +185,15 @@ def _print_files(console: Console, title: str, lines: list[str]) -> None:
 
 
 def _print_pixels(console: Console, pixels: PixelFacts) -> None:
-    lines = [f"{one.val} ~ {one.train} ({one.bits} of 64 bits differ)" for one in pixels.near]
+    lines = [f"{one.val} ~ {one.train} (correlation {one.similarity:.4f})" for one in pixels.near]
     _print_files(console, "In validation and, nearly the same, in training", lines)
-    seen = count(pixels.num_train + pixels.num_val, "image")
-    part = "all" if pixels.whole else "as many as the time allowed, at random"
-    console.print(f"Looked at for pictures that nearly equal each other: {seen}, {part}.")
+    part = "all" if pixels.whole and pixels.num_compared == pixels.num_val else "as many as the time allowed, at random"
+    console.print(
+        f"Compared for near duplicates: {count(pixels.num_compared, 'validation image')} with "
+        f"{count(pixels.num_train, 'training image')}, {part}. Copies of another quality, size or brightness are "
+        "found, crops and mirror images are not.",
+        soft_wrap=True,
+    )
     if pixels.num_train:
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (pixels.mean, pixels.std))
         console.print(
