@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from kernels.jpeg import JpegLibraryError, load_library
+from loaders.control_groups import memory_left, memory_limit
 from loaders.cores import usable_cores
 from loaders.dataset import ImageDataset
 from loaders.packed import PackedDataset
@@ -33,7 +34,6 @@ _MOST_BYTES_READ = 256 << 20  # by so many threads
 _SHARE_FROM_DISK = 0.5  # of the bytes read, above which the disk was measured and not the memory
 _SLOW_READ, _SLOW_RATE = 0.5e-3, 200e6  # seconds and bytes per second: some ten times slower than from memory
 _MANY = 20  # functions; by chance a file of some megabytes holds none or one such sequence
-_MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, versions 2 and 1
 
 
 @dataclass(frozen=True)
@@ -185,24 +185,16 @@ class Capacity:
 def capacity(device: torch.device) -> Capacity:
     """Look at the machine."""
     memory = psutil.virtual_memory()
-    limit = min(memory.total, _memory_limit())
+    limit = int(min(memory.total, memory_limit()))
     shared = Path("/dev/shm")
     return Capacity(
         cores=usable_cores(),
         memory=limit,
-        available=min(memory.available, limit),
+        available=int(min(memory.available, memory_left())),
         shared_memory=shutil.disk_usage(shared).free if shared.is_dir() else None,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         bus=_bus_rate(device) if device.type == "cuda" else math.inf,
     )
-
-
-def _memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that the control group allows; more than there is where it sets no limit."""
-    for name in _MEMORY_LIMITS:
-        with suppress(OSError, ValueError):
-            return int((root / name).read_text())
-    return 1 << 62
 
 
 def _bus_rate(device: torch.device, size: int = 64 << 20, repetitions: int = 8) -> float:

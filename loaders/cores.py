@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from loaders.control_groups import cpu_quota
 
 
 def usable_cores(local_world_size: int = 1) -> float:
@@ -14,10 +13,12 @@ def usable_cores(local_world_size: int = 1) -> float:
     ``os.cpu_count`` counts the machine's cores, of which a container or a batch job often has a fraction.
 
     Args:
-        local_world_size: processes of one job on this machine, which share its cores evenly.
+        local_world_size: processes of one job on this machine, which share its cores evenly. Where what started them
+            gave each a mask of its own, these are the cores of that mask.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(float(cores), _quota()) / local_world_size
+    own = _mask(0)
+    shared = own if local_world_size == 1 else max(own, _mask(os.getppid()))
+    return min(float(own), shared / local_world_size, cpu_quota() / local_world_size)
 
 
 def decoding_threads(num_workers: int, cores: float) -> int:
@@ -32,41 +33,9 @@ def decoding_threads(num_workers: int, cores: float) -> int:
     return max(1, min(num_workers, int(cores)))
 
 
-def _quota(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> float:
-    """Return the smallest limit, in cores, on the way from this process's control group to the root."""
+def _mask(process: int) -> int:
+    """Return how many cores a process may run on; of another than this one (0), 0 where that cannot be told."""
     try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return float("inf")
-    limit = float("inf")
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers == "":  # version 2: one hierarchy
-            base, read = root, _limit_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _limit_v1
-        else:
-            continue
-        # Within a container the name may be that of the host, where only the root of the hierarchy is visible.
-        group = base / name.strip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base):
-                limit = min(limit, read(folder))
-    return limit
-
-
-def _limit_v2(folder: Path) -> float:
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return float("inf") if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return float("inf")
-
-
-def _limit_v1(folder: Path) -> float:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        period = int((folder / "cpu.cfs_period_us").read_text())
-        return quota / period if quota > 0 and period > 0 else float("inf")
-    except (OSError, ValueError):
-        return float("inf")
+        return len(os.sched_getaffinity(process))
+    except (AttributeError, OSError):  # no Linux; a process that has ended
+        return 0 if process else os.cpu_count() or 1

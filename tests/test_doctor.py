@@ -181,19 +181,18 @@ def test_pillow_simd_is_told_from_pillow(monkeypatch: pytest.MonkeyPatch) -> Non
     assert note().startswith("without AVX2")
 
 
-def test_memory_limits_of_control_groups(tmp_path: Path) -> None:
-    assert doctor_machine._memory_limit(tmp_path) > 1 << 60
-    (tmp_path / "memory.max").write_text("max\n")
-    assert doctor_machine._memory_limit(tmp_path) > 1 << 60
-    (tmp_path / "memory.max").write_text("123456789\n")
-    assert doctor_machine._memory_limit(tmp_path) == 123456789
-
-
 def test_the_machine_is_seen() -> None:
     found = capacity(torch.device("cpu"))
     assert found.cores > 0
     assert 0 < found.available <= found.memory
     assert math.isinf(found.bus)
+
+
+def test_memory_is_what_control_groups_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_machine, "memory_limit", lambda: 3e6)
+    monkeypatch.setattr(doctor_machine, "memory_left", lambda: 1e6)
+    found = capacity(torch.device("cpu"))
+    assert (found.memory, found.available) == (3_000_000, 1_000_000)
 
 
 def test_files_are_read(data: ImageData) -> None:

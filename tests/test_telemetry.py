@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from engine.telemetry import (
     integrate_power,
     resident_memory_gib,
 )
-from loaders.cores import _quota, usable_cores
+from loaders.cores import usable_cores
 
 
 class FakeNvmlError(Exception):
@@ -174,32 +173,3 @@ def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert "git_commit" not in environment()
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_the_quota_of_a_control_group_is_the_smallest_on_the_way_up(tmp_path: Path) -> None:
-    membership, root = tmp_path / "cgroup", tmp_path / "fs"
-    write(membership, "0::/system/job/step\n")
-    write(root / "cpu.max", "max 100000\n")
-    write(root / "system/job/cpu.max", "150000 100000\n")
-    write(root / "system/job/step/cpu.max", "400000 100000\n")
-    assert _quota(membership, root) == 1.5
-
-
-def test_the_quota_of_version_1_and_of_a_container_that_sees_only_its_root(tmp_path: Path) -> None:
-    membership, root = tmp_path / "cgroup", tmp_path / "fs"
-    write(membership, "5:memory:/x\n4:cpu,cpuacct:/docker/abc\n")
-    write(root / "cpu/cpu.cfs_quota_us", "250000\n")
-    write(root / "cpu/cpu.cfs_period_us", "100000\n")
-    assert _quota(membership, root) == 2.5
-    assert _quota(tmp_path / "missing", root) == float("inf")
-
-
-def test_processes_of_a_machine_share_its_cores() -> None:
-    alone = usable_cores()
-    assert 0 < alone <= (os.cpu_count() or 1)
-    assert usable_cores(4) == alone / 4
