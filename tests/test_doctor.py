@@ -230,7 +230,8 @@ def test_what_is_slow_is_not_taken_for_memory(data: ImageData, monkeypatch: pyte
     [
         pytest.param(0.0, 20e6, [1, 8], (0.0, 20e6), id="one after the other"),
         pytest.param(20e-3, 1e9, [1, 8, 64], (19.7e-3, 318e6), id="each waits for itself"),
-        pytest.param(20e-3, 40e6, [1, 8], (20e-3, 40e6), id="both"),
+        pytest.param(20e-3, 40e6, [1, 8, 64], (20e-3, 40e6), id="both, met by 64 threads"),
+        pytest.param(5e-3, 40e6, [1, 8], (5e-3, 40e6), id="both, met by 8 threads"),
     ],
 )
 def test_latency_is_told_from_rate(
