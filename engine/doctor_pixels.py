@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,7 +121,7 @@ def pixel_facts(
     train, val = (_sample(split, most, seed) for split in (data.train, data.val))
     bar.set_postfix_str(f"pixels by {loader}")
     begin = time.perf_counter()
-    with create_loader(loader, [train, val], num_workers, bad) as opened:
+    with create_loader(loader, [train, val], num_workers, bad) as opened, _one_thread():
         share = 0.5 * len(val) / max(1, len(train) + len(val)) + 0.25
         seen_val = _look(opened, val, resolution, begin + share * _DECODING * seconds, bar)
         seen_train = _look(opened, train, resolution, begin + _DECODING * seconds, bar)
@@ -145,6 +146,17 @@ def pixel_facts(
         tuple(sorted((pair for pair in near if pair.val not in known), key=lambda pair: -pair.similarity)),
         tuple((sample.path, sample.reason) for sample in sorted(bad)),
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have PyTorch compute in one thread: what is done to a batch is little, and the loader needs the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sample(split: ImageDataset, most: int, seed: int) -> ImageDataset:

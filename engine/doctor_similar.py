@@ -34,7 +34,8 @@ def thumbnails(pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         float16 (n, 32, 32), 0 to 255.
     """
-    gray = torch.einsum("c,nchw->nhw", torch.tensor(_LUMA), pixels.to(torch.float32))
+    red, green, blue = (weight * channel for weight, channel in zip(_LUMA, pixels.unbind(1), strict=True))
+    gray = red + green + blue
     weights = _box_weights(pixels.shape[-1])
     return (weights @ gray @ weights.T).to(torch.float16)
 
