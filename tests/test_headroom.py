@@ -16,8 +16,12 @@ EPOCH = {
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        # Two workers of 4 ms: 500 images/s; training 1 / 2 ms = 500; 8 cores at 5 ms an image: 1,600.
-        ({}, "Limit at 64 px: the number of workers, at 500 images/s; headroom: the processor 3.2x"),
+        # A worker of 4 ms: 250 images/s; training 1 / 2 ms = 500; 8 cores at 5 ms an image: 1,600.
+        (
+            {"num_workers": 1},
+            "Limit at 64 px: the number of workers, at 250 images/s; headroom: training by itself 2.0x, "
+            "the processor 6.4x",
+        ),
         (
             {"num_workers": 6},
             "Limit at 64 px: the model, at 500 images/s; headroom: the number of workers 3.0x, the processor 3.2x",
