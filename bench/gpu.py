@@ -78,7 +78,7 @@ class Keeper:
             self._written = -1
         self._progress.set_postfix_str(f"{result.name}: {len(result.entries)} results")
         self._progress.update(round(time.monotonic() - self._begin) - self._progress.n)
-        state = len(result.entries) + (result.status != "running")
+        state = result.changes + (result.status != "running")
         if state != self._written:
             self._document.write(*self._files)
             self._written = state
@@ -93,15 +93,15 @@ def measure_sections(sections: Mapping[str, Section], job: Job, keeper: Keeper) 
         keeper: is told whenever something was found.
     """
     end = time.monotonic() + job.seconds
-    names = list(sections)
+    left_out = [name for name in sections if name == "accuracy" and job.cifar is None and job.imagenette is None]
+    names = [name for name in sections if name not in left_out]
     for number, name in enumerate(names):
-        if name == "accuracy" and job.cifar is None and job.imagenette is None:
-            entry = LeftOut("whole runs", "give folders with --cifar or --imagenette")
-            keeper.note(SectionResult(name, 0.0, status="left out", entries=[entry]))
-            continue
         share = SHARES[name] / sum(SHARES[other] for other in names[number:])
         own = replace(job, seconds=max(0.0, end - time.monotonic()) * share)
         run_section(name, sections[name], own, keeper.note)
+    for name in left_out:
+        entry = LeftOut("whole runs", "give folders with --cifar or --imagenette")
+        keeper.note(SectionResult(name, 0.0, status="left out", entries=[entry]))
 
 
 def data_problem(source: str) -> str | None:

@@ -14,11 +14,12 @@ import torch
 
 from bench.gpu_process import Job, Reporter, UnavailableError
 from bench.peers import FLIP, MEAN, RATIO, SCALE, STD
-from bench.variants import PREPARATION_ERRORS, open_loader, prepare, why_missing
+from bench.variants import open_loader, prepare, why_missing
 from loaders.bad_samples import BadSamples
-from loaders.contract import Loader
+from loaders.contract import Loader, LoaderError
 from loaders.dataset import ImageData, ImageDataset
-from loaders.opening import open_data
+from loaders.opening import DataError, open_data
+from loaders.pack_records import PackError
 from loaders.packed import PackedDataset, open_packed
 from loaders.plan import EpochPlan, View
 from loaders.registry import create_loader
@@ -30,6 +31,10 @@ ON_DEVICE = "roi:device"  # the region loader, resampling on the device
 LOADERS = ("torch", "ffcv", "roi", ON_DEVICE, "dali")
 _IMAGES, _SHADOW_IMAGES = 4000, 48
 _EPOCH_IMAGES = 40_000
+_TORCH_PREFETCH = 1  # for each worker: a second batch would hide for seconds that they are too slow
+_PREFETCH = 2  # of the other loaders, unless they are told otherwise
+_HELD = 2  # further batches: one that is handed over, and one on its way to the device
+_UNSUITABLE = (DataError, PackError, LoaderError)  # data that a loader cannot be given
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +92,7 @@ def _prepared(name: str, photos: Photos) -> Path | None:
         raise UnavailableError(missing)
     try:
         return prepare(name, photos.data, photos.train)
-    except PREPARATION_ERRORS as error:
+    except _UNSUITABLE as error:
         raise UnavailableError(str(error)) from error
 
 
@@ -105,13 +110,24 @@ def open_named(name: str, photos: Photos, job: Job) -> tuple[Loader, ImageDatase
         packed = repeated(packed_photos(photos))
         return create_loader("roi", [packed], job.num_workers, BadSamples(), device, **options), packed
     folder = _prepared(name, photos)
-    if name == "torch":  # a second batch ahead for each worker would hide for seconds that they are too slow
-        return create_loader(name, [photos.train], job.num_workers, BadSamples(), device, prefetch=1), photos.train
+    if name == "torch":
+        loader = create_loader(name, [photos.train], job.num_workers, BadSamples(), device, _TORCH_PREFETCH)
+        return loader, photos.train
     dataset = photos.train if folder is None else repeated(open_packed(folder).train)
     try:
         return open_loader(name, dataset, job.num_workers, device), dataset
-    except PREPARATION_ERRORS as error:
+    except _UNSUITABLE as error:
         raise UnavailableError(str(error)) from error
+
+
+def burst(name: str, job: Job) -> int:
+    """Return how many batches of a loader may arrive together: those that its worker processes make at one time."""
+    return job.num_workers if name == "torch" else 1
+
+
+def held(name: str, job: Job) -> int:
+    """Return how many batches of a loader lie ready at the most while none is taken."""
+    return (_TORCH_PREFETCH * job.num_workers if name == "torch" else _PREFETCH) + _HELD
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import partial
 
 import torch
 
-from bench.gpu_images import LOADERS, Feed, Photos, open_photos
+from bench.gpu_images import LOADERS, Feed, Photos, burst, held, open_photos
 from bench.gpu_process import Job, Reporter, UnavailableError, Value
-from bench.gpu_turns import Images, Turns, least_seconds, rates, ratio
+from bench.gpu_turns import Cell, Turns, least_seconds, rates, ratio
 from bench.measure import Spread
 from bench.peers import FLIP, MEAN, STD
 from kernels.fused import fuse
+from loaders.transfer import DeviceBatch
 
 _RESIDENT = "resident"
 
@@ -34,25 +35,24 @@ def run(job: Job, report: Reporter) -> None:
 
 
 def _loaders(photos: Photos, resolution: int, job: Job, report: Reporter, seconds: float) -> None:
-    cells: dict[str, Callable[[], Images]] = {
-        name: partial(_delivered, name, photos, resolution, job) for name in LOADERS
+    cells = {
+        name: Cell(partial(_delivered, name, photos, resolution, job), held=held(name, job), burst=burst(name, job))
+        for name in LOADERS
     }
-    cells[_RESIDENT] = partial(_resident, resolution, job)
-    turns = Turns.within(seconds, len(cells), job.is_shadow)
-    found = rates(cells, turns, job, report)
-    _table(f"Images normalized on the device, {resolution} px", "loader", found, "torch", report)
+    cells[_RESIDENT] = Cell(partial(_resident, resolution, job))
+    title = f"Images normalized on the device, {resolution} px"
+    _table(title, "loader", cells, "torch", seconds, job, report)
 
 
-def _delivered(name: str, photos: Photos, resolution: int, job: Job) -> Images:
+def _delivered(name: str, photos: Photos, resolution: int, job: Job) -> Generator[DeviceBatch, None, None]:
     feed = Feed.open(name, photos, job)
     try:
-        for batch in feed.batches(resolution):
-            yield len(batch)
+        yield from feed.batches(resolution)
     finally:
         feed.close()
 
 
-def _resident(resolution: int, job: Job) -> Images:
+def _resident(resolution: int, job: Job) -> Generator[torch.Tensor, None, None]:
     """Take batches of a set whose pixels lie on the device at this size; flip and normalize them there.
 
     The pixels are random, as their values do not matter, and more than the caches hold.
@@ -63,8 +63,7 @@ def _resident(resolution: int, job: Job) -> Images:
     while True:
         for indices in torch.randperm(len(pixels), device=device).split(job.batch_size):
             flip = torch.rand(len(indices), device=device) < FLIP
-            fuse(pixels[indices], MEAN, STD, flip=flip)
-            yield len(indices)
+            yield fuse(pixels[indices], MEAN, STD, flip=flip)
 
 
 def _engine(photos: Photos, resolution: int, job: Job, report: Reporter, seconds: float) -> None:
@@ -72,15 +71,15 @@ def _engine(photos: Photos, resolution: int, job: Job, report: Reporter, seconds
 
     loads = [None] if job.is_shadow else list(HARDWARE_LOADS)
     cells = {
-        "on the CPU" if load is None else f"{load:g}": partial(random_crops, photos, resolution, load, job)
+        "on the CPU" if load is None else f"{load:g}": Cell(partial(random_crops, photos, resolution, load, job))
         for load in loads
     }
-    found = rates(cells, Turns.within(seconds, len(cells), job.is_shadow), job, report)
-    _table(f"Plain DALI, share of the JPEG engine (hw_decoder_load), {resolution} px", "share", found, "0.65", report)
+    title = f"Plain DALI, share of the JPEG engine (hw_decoder_load), {resolution} px"
+    _table(title, "share", cells, "0.65", seconds, job, report)
 
 
 def _regions(photos: Photos, resolution: int, job: Job, report: Reporter, seconds: float) -> None:
-    from bench.gpu_pipelines import cut_samples, decoded_samples, sample_images
+    from bench.gpu_pipelines import cut_samples, sample_images
 
     samples = cut_samples(photos, resolution, job)
 
@@ -97,18 +96,22 @@ def _regions(photos: Photos, resolution: int, job: Job, report: Reporter, second
         f"{samples.share:.0%} of the bytes",
     )
     cells = {
-        "whole JPEGs": partial(decoded_samples, samples, False, job),
-        "cut regions": partial(decoded_samples, samples, True, job),
+        "whole JPEGs": Cell(partial(sample_images, samples, False, job)),
+        "cut regions": Cell(partial(sample_images, samples, True, job)),
     }
-    found = rates(cells, Turns.within(seconds, len(cells), job.is_shadow), job, report)
-    _table(f"DALI's decoder from memory, {resolution} px", "input", found, "whole JPEGs", report)
+    _table(f"DALI's decoder from memory, {resolution} px", "input", cells, "whole JPEGs", seconds, job, report)
 
 
-def _table(title: str, column: str, found: Mapping[str, list[float]], base: str, report: Reporter) -> None:
-    """Report rates, each with its ratio to one of them by round."""
+def _table(
+    title: str, column: str, cells: Mapping[str, Cell], base: str, seconds: float, job: Job, report: Reporter
+) -> None:
+    """Measure cells and report after each round what is known: rates, each with its ratio to one of them by round."""
+    found: dict[str, list[float]] = {}
+    for found in rates(cells, Turns.within(seconds, len(cells), job.is_shadow), job, report):
+        for name, rate in found.items():
+            row: dict[str, Value] = {column: name, "images_per_second": Spread.of(rate)}
+            if base in found and name != base:
+                row[f"to {base}"] = ratio(rate, found[base])
+            report.update(title, **row)
     if not found:
         raise UnavailableError("none of it can run here")
-    for name, rate in found.items():
-        compared: dict[str, Value] = {f"to {base}": ratio(rate, found[base])} if base in found and name != base else {}
-        row: dict[str, Value] = {column: name, "images_per_second": Spread.of(rate)}
-        report.row(title, **row, **compared)

@@ -13,7 +13,6 @@ import torch
 from bench.gpu_images import Photos, packed_photos
 from bench.gpu_process import Job, UnavailableError
 from bench.gpu_regions import Cut, cut_region, needed_box
-from bench.gpu_turns import Images
 from bench.peers import FLIP, RATIO, SCALE
 from loaders.dali_pipeline import import_dali
 from loaders.plan import EpochPlan, View
@@ -26,7 +25,7 @@ HARDWARE_LOADS = (0.0, 0.25, 0.5, 0.65, 0.9)
 _BATCHES = 4  # of different samples in memory
 
 
-def random_crops(photos: Photos, resolution: int, hardware_load: float | None, job: Job) -> Images:
+def random_crops(photos: Photos, resolution: int, hardware_load: float | None, job: Job) -> Tensors:
     """Read files, decode random crops of them and resize these; nothing but DALI's own operators.
 
     Args:
@@ -48,7 +47,7 @@ def random_crops(photos: Photos, resolution: int, hardware_load: float | None, j
         )
         return fn.resize(cropped, size=[resolution] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
 
-    return _delivered(images, job)
+    return _tensors(images, job)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +98,13 @@ def cut_samples(photos: Photos, resolution: int, job: Job) -> Samples:
     return Samples(whole, cuts, np.array(windows), resolution)
 
 
-def decoded_samples(samples: Samples, are_cut: bool, job: Job) -> Images:
-    """Decode samples from memory and resize their windows, the parts cut out of them or the wholes."""
-    for images in sample_images(samples, are_cut, job):
-        yield len(images)
-
-
 def sample_images(samples: Samples, are_cut: bool, job: Job) -> Tensors:
-    """Yield batches of uint8 (n, resolution, resolution, 3) on the device, in the samples' order, without end."""
+    """Decode samples from memory and resize their windows, the parts cut out of them or the wholes.
+
+    Yields:
+        Batches of uint8 (n, resolution, resolution, 3) on the device, in the samples' order, without end. A batch is
+        good until the next one is asked for.
+    """
     fn, types = import_dali().fn, import_dali().types
     boxes = np.array([cut.box for cut in samples.cut])
     origin = boxes[:, 1::-1]
@@ -158,11 +156,6 @@ def sample_images(samples: Samples, are_cut: bool, job: Job) -> Tensors:
 
 def _decoder(job: Job) -> str:
     return "cpu" if job.is_shadow else "mixed"
-
-
-def _delivered(images: Callable[[], Any], job: Job) -> Images:
-    for batch in _tensors(images, job):
-        yield len(batch)
 
 
 def _tensors(images: Callable[[], Any], job: Job) -> Tensors:

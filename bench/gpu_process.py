@@ -10,12 +10,13 @@ import importlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +31,9 @@ Status = Literal["running", "done", "failed", "stopped at its deadline", "interr
 _TICK_SECONDS = 0.5
 _ENDING_SECONDS = 5.0
 _MARGIN = 0.12  # of a section's time, kept for ending by itself before it is stopped
+_OPTIONAL = frozenset(
+    ["ffcv", "numba", "nvidia", "pyarrow", "tensorboard", "timm", "torchvision", "triton", "tyro"]
+)  # packages whose absence leaves something out
 
 
 class UnavailableError(Exception):
@@ -47,6 +51,7 @@ class Job:
         num_workers: worker processes or threads of each loader.
         seconds: how long the section may take.
         cifar, imagenette: folders of these data sets; None leaves out what needs them.
+        folder: for files that the section writes; it is removed when the section has ended, however it does.
     """
 
     device: str
@@ -56,6 +61,7 @@ class Job:
     seconds: float
     cifar: Path | None = None
     imagenette: Path | None = None
+    folder: Path = Path()
 
     @property
     def is_shadow(self) -> bool:
@@ -78,6 +84,13 @@ class Row:
 
     table: str
     values: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A row that takes the place of the earlier one of its table whose first value is the same, where there is one."""
+
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ class SectionResult:
         seconds: how long it took.
         status: how it ended.
         entries: in the order reported.
+        changes: how often something was added or replaced.
     """
 
     name: str
@@ -116,6 +130,20 @@ class SectionResult:
     seconds: float = 0.0
     status: Status = "running"
     entries: list[Entry] = field(default_factory=list)
+    changes: int = 0
+
+    def add(self, entry: Entry | Update) -> None:
+        """Take what the section has reported."""
+        self.changes += 1
+        if not isinstance(entry, Update):
+            self.entries.append(entry)
+            return
+        row = entry.row
+        for position, earlier in enumerate(self.entries):
+            if isinstance(earlier, Row) and earlier.table == row.table and _first(earlier) == _first(row):
+                self.entries[position] = row
+                return
+        self.entries.append(row)
 
     @property
     def is_good(self) -> bool:
@@ -126,17 +154,34 @@ class SectionResult:
         return self.status in ("done", "left out") and not bad
 
 
+def _first(row: Row) -> Value | None:
+    return next(iter(row.values.values()), None)
+
+
+def why_left_out(error: BaseException) -> str | None:
+    """Return why an exception leaves something out; None where it is a failure.
+
+    What is left out cannot be measured here, or needs an optional package that is not installed. A name that a module
+    does not have, or a module of the project that is not there, is a failure.
+    """
+    missing = error
+    if isinstance(error, ImportError) and isinstance(error.__cause__, ModuleNotFoundError):
+        missing = error.__cause__  # the message of the other one says what to do
+    is_optional = isinstance(missing, ModuleNotFoundError) and (missing.name or "").partition(".")[0] in _OPTIONAL
+    return " ".join(str(error).split()) if is_optional or isinstance(error, UnavailableError) else None
+
+
 class Reporter:
     """What a section reports through.
 
     Args:
         send: takes an entry.
-        seconds: how long the section may take from now on, if it is to end by itself.
+        end: when the section is to have ended by itself, in seconds of ``time.monotonic``, which all processes share.
     """
 
-    def __init__(self, send: Callable[[Entry], None], seconds: float) -> None:
+    def __init__(self, send: Callable[[Entry | Update], None], end: float) -> None:
         self._send = send
-        self._end = time.monotonic() + seconds
+        self._end = end
 
     @property
     def remaining(self) -> float:
@@ -151,6 +196,10 @@ class Reporter:
         """Report a row of a table."""
         self._send(Row(table, values))
 
+    def update(self, table: str, **values: Value) -> None:
+        """Report a row that takes the place of an earlier one of the same table and first value."""
+        self._send(Update(Row(table, values)))
+
     def left_out(self, what: str, why: str) -> None:
         """Report what is not measured."""
         self._send(LeftOut(what, why))
@@ -160,7 +209,7 @@ class Reporter:
 
         Args:
             what: it is.
-            part: does it; ``ImportError`` and ``UnavailableError`` leave it out, other exceptions are failures.
+            part: does it; an exception is a failure, or leaves it out: see `why_left_out`.
             needs: seconds without which it is not begun.
 
         Returns:
@@ -171,10 +220,12 @@ class Reporter:
             return False
         try:
             part()
-        except (ImportError, UnavailableError) as error:
-            self.left_out(what, " ".join(str(error).split()))
-        except Exception:
-            self._send(Failure(what, traceback.format_exc()))
+        except Exception as error:
+            why = why_left_out(error)
+            if why is None:
+                self._send(Failure(what, traceback.format_exc()))
+            else:
+                self.left_out(what, why)
         else:
             return True
         return False
@@ -196,7 +247,8 @@ def run_section(
     Args:
         name: of the section.
         section: can be pickled.
-        job: what it is told; the process is killed, with all its descendants, ``job.seconds`` from now.
+        job: what it is told; the process is killed, with all its descendants, ``job.seconds`` from now. It is given a
+            folder of its own.
         notify: called with what is known so far after each entry, and every half second.
 
     Returns:
@@ -205,25 +257,28 @@ def run_section(
     result = SectionResult(name, job.seconds)
     begin = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    with _environment(job):
-        process = context.Process(target=_serve, args=(section, job, theirs))
-        process.start()
-    theirs.close()
-    try:
-        result.status = _listen(result, ours, process, begin, notify)
-        if result.status in ("done", "failed"):
-            process.join(_ENDING_SECONDS)  # lets it put away what it has opened
-    except BaseException:
-        result.status = "interrupted"
-        raise
-    finally:
-        _end_group(process)
-        ours.close()
-        result.seconds = time.monotonic() - begin
+    with tempfile.TemporaryDirectory(prefix="headrace-gpu-", ignore_cleanup_errors=True) as folder:
+        job = replace(job, folder=Path(folder))
+        ours, theirs = context.Pipe()
+        with _environment(job):
+            end = begin + job.seconds * (1 - _MARGIN)
+            process = context.Process(target=_serve, args=(section, job, theirs, end))
+            process.start()
+        theirs.close()
+        try:
+            result.status = _listen(result, ours, process, begin, notify)
+            if result.status in ("done", "failed"):
+                process.join(_ENDING_SECONDS)  # lets it put away what it has opened
+        except BaseException:
+            result.status = "interrupted"
+            raise
+        finally:
+            _end_group(process)
+            ours.close()
+            result.seconds = time.monotonic() - begin
     if result.status == "running":  # it said nothing of its end
         result.status = "failed"
-        result.entries.append(Failure(name, f"its process ended with code {process.exitcode}"))
+        result.add(Failure(name, f"its process ended with code {process.exitcode}"))
     process.close()
     notify(result)
     return result
@@ -248,7 +303,7 @@ def _listen(
                 return "running"
             if isinstance(entry, str):
                 return "done" if entry == "done" else "failed"
-            result.entries.append(entry)
+            result.add(entry)
         elif ready:
             return "running"
         notify(result)
@@ -268,20 +323,21 @@ def _environment(job: Job) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _serve(section: Section, job: Job, connection: Connection) -> None:
-    """Run in the section's process."""
+def _serve(section: Section, job: Job, connection: Connection, end: float) -> None:
+    """Run in the section's process; ``end`` was set before it began to import."""
     os.setsid()  # what it starts belongs to it, and ends with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for it
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
-    report = Reporter(connection.send, job.seconds * (1 - _MARGIN))
+    report = Reporter(connection.send, end)
     try:
         section(job, report)
-    except (ImportError, UnavailableError) as error:
-        report.left_out("the section", " ".join(str(error).split()))
-    except Exception:
-        connection.send(Failure("the section", traceback.format_exc()))
-        connection.send("failed")
-        return
+    except Exception as error:
+        why = why_left_out(error)
+        if why is None:
+            connection.send(Failure("the section", traceback.format_exc()))
+            connection.send("failed")
+            return
+        report.left_out("the section", why)
     connection.send("done")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from bench.gpu_images import Feed
 
 _LADDER, _SHADOW_LADDER = (128, 160, 192, 224), (16, 24)
-_FIRST = 5  # steps that a switch may slow down
+_FIRST = 5  # steps or batches that a switch may slow down
 _STEADY, _SHADOW_STEADY = 10, 1
 _FEEDS, _SHADOW_FEEDS = ("dali", "roi", "torch"), ("roi",)
 _MIN_SECONDS = 20.0
@@ -58,8 +57,8 @@ def _training(model: str, compiled: bool, ladder: tuple[int, ...], job: Job, rep
 def _visit(trainee: Trainee, model: str, how: str, visit: str, resolution: int, job: Job, report: Reporter) -> float:
     """Report on some steps at a size; return the seconds that the first one took."""
     images, labels = trainee.random_batch(job.batch_size, resolution)
-    seconds = [_seconds(partial(trainee.step, images, labels), job) for _ in range(_steps(job))]
-    steady, cost = _cost(seconds)
+    seconds = [_seconds(partial(trainee.step, images, labels), job) for _ in range(_FIRST + _steady(job))]
+    steady, cost = _cost(seconds, _FIRST)
     memory = {} if job.is_shadow else {"reserved_mb": torch.cuda.memory_reserved() / 1e6}
     report.row(
         f"Switching the size of {model}, {how}",
@@ -84,14 +83,29 @@ def _loaders(ladder: tuple[int, ...], job: Job, report: Reporter) -> None:
 
 
 def _loader(feed: Feed, ladder: tuple[int, ...], job: Job, report: Reporter) -> None:
-    """Leave an epoch and begin one of another size."""
+    """Leave an epoch and begin one of another size.
+
+    At the beginning of an epoch each worker process makes a batch, and all of these arrive nearly together: the first
+    such bursts are the switch, and a steady batch is what the others take on average.
+    """
+    from bench.gpu_images import burst
+
     with closing(feed.batches(ladder[0] // 2)) as batches:
         next(batches)
+    at_once = burst(feed.name, job)
+    first = -(-_FIRST // at_once) * at_once
+    count = first + max(2, -(-_steady(job) // at_once)) * at_once
+    took = 0.0
     for visit in ("first", "second"):
         for resolution in ladder:
+            if report.remaining < 2 * took:
+                report.left_out(f"loader {feed.name} at {resolution} px, {visit} visit", "no time was left")
+                continue
+            begin = time.perf_counter()
             with closing(feed.batches(resolution)) as batches:
-                seconds = [_seconds(partial(next, batches), job) for _ in range(_steps(job))]
-            steady, cost = _cost(seconds)
+                seconds = [_seconds(partial(next, batches), job) for _ in range(count)]
+            took = time.perf_counter() - begin
+            steady, cost = _cost(seconds, first)
             report.row(
                 "Switching the size of a loader",
                 loader=feed.name,
@@ -103,14 +117,14 @@ def _loader(feed: Feed, ladder: tuple[int, ...], job: Job, report: Reporter) -> 
             )
 
 
-def _steps(job: Job) -> int:
-    return _FIRST + (_SHADOW_STEADY if job.is_shadow else _STEADY)
+def _steady(job: Job) -> int:
+    return _SHADOW_STEADY if job.is_shadow else _STEADY
 
 
-def _cost(seconds: list[float]) -> tuple[float, float]:
-    """Return the time of a steady step, and what the first ones took beyond it."""
-    steady = statistics.median(seconds[_FIRST:])
-    return steady, sum(seconds[:_FIRST]) - _FIRST * steady
+def _cost(seconds: list[float], first: int) -> tuple[float, float]:
+    """Return the time of a steady step, on average over those behind the first ones, and what these took beyond it."""
+    steady = sum(seconds[first:]) / len(seconds[first:])
+    return steady, sum(seconds[:first]) - first * steady
 
 
 def _seconds(step: Callable[[], object], job: Job) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -9,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
-from bench import gpu
+from bench import gpu, gpu_accuracy, gpu_process, gpu_turns
 from bench.gpu_process import (
     Check,
     Entry,
@@ -28,15 +32,19 @@ from bench.gpu_process import (
     LeftOut,
     Reporter,
     Row,
+    Section,
     SectionResult,
     UnavailableError,
     run_module,
     run_section,
+    why_left_out,
 )
 from bench.gpu_regions import cut_region, needed_box
 from bench.gpu_report import Document, shown
-from bench.gpu_turns import Images, Turns, rates, ratio
+from bench.gpu_turns import Cell, Turns, rates, ratio
 from bench.measure import Spread
+from bench.peers import is_installed
+from bench.variants import why_missing
 from tests.folders import image_folder
 from tests.packed_photos import opened
 
@@ -45,7 +53,13 @@ SECTIONS = {
     "good": "report.check('all is well', True, '1 of 1')\n    report.row('Rates', loader='one', images_per_second=7)",
     "raises": "report.row('Rates', loader='one', images_per_second=7)\n    raise ValueError('no such luck')",
     "crashes": "report.check('so far', True, '')\n    os._exit(11)",
-    "missing": "import no_such_module",
+    "missing": "raise ModuleNotFoundError('No module named ffcv', name='ffcv.loader')",
+    "renamed": "from bench.gpu_process import no_such_name",
+    "absent": "import bench.no_such_module",
+    "times": "report.row('Times', left=report.remaining)",
+    "writes": """(job.folder / "file").write_text("")
+    report.row("Files", folder=str(job.folder))
+    time.sleep(600)""",
     "hangs": """child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     report.row("Processes", own=os.getpid(), child=child.pid)
     time.sleep(600)""",
@@ -107,9 +121,52 @@ def test_a_crash_is_told_by_its_code(sections: Path) -> None:
 def test_what_is_not_installed_is_left_out(sections: Path) -> None:
     result = ran("missing")
     assert (result.status, result.is_good) == ("done", True)
+    assert result.entries == [LeftOut("the section", "No module named ffcv")]
+
+
+@pytest.mark.parametrize("name", ["renamed", "absent"])
+def test_a_name_that_is_gone_from_the_project_is_a_failure(sections: Path, name: str) -> None:
+    result = ran(name)
+    assert (result.status, result.is_good) == ("failed", False)
     (entry,) = result.entries
-    assert isinstance(entry, LeftOut)
-    assert "no_such_module" in entry.why
+    assert isinstance(entry, Failure)
+    assert "no_such" in entry.error
+
+
+def test_what_needs_an_optional_package_may_say_so_itself() -> None:
+    def explained(cause: str) -> ImportError:
+        error = ImportError("install it like this")
+        error.__cause__ = ModuleNotFoundError(f"No module named {cause}", name=cause)
+        return error
+
+    assert why_left_out(explained("nvidia.dali")) == "install it like this"
+    assert why_left_out(explained("loaders.gone")) is None
+    assert why_left_out(ImportError("cannot import name")) is None
+    assert why_left_out(UnavailableError("not here")) == "not here"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bench/gpu*.py")), ids=lambda path: path.stem)
+def test_every_module_of_it_can_be_imported(path: Path) -> None:
+    module = importlib.import_module(f"bench.{path.stem}")
+    assert path.stem.removeprefix("gpu_") not in gpu.SHARES or callable(module.run)
+
+
+def test_a_sections_time_counts_from_before_its_imports(sections: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic
+    monkeypatch.setattr(gpu_process, "time", SimpleNamespace(monotonic=lambda: clock() - 1000))  # in this process only
+    (row,) = ran("times").entries
+    assert isinstance(row, Row)
+    left = row.values["left"]
+    assert isinstance(left, float)
+    assert left < 0
+
+
+def test_what_a_section_wrote_is_gone_when_it_was_stopped(sections: Path) -> None:
+    result = ran("writes", seconds=4)
+    assert result.status == "stopped at its deadline"
+    (row,) = result.entries
+    assert isinstance(row, Row)
+    assert not Path(str(row.values["folder"])).exists()
 
 
 def test_a_section_that_hangs_ends_with_all_it_started(sections: Path) -> None:
@@ -176,7 +233,7 @@ def test_without_data_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_part_that_fails_costs_only_itself() -> None:
     entries: list[Entry] = []
-    report = Reporter(entries.append, seconds=60)
+    report = Reporter(entries.append, time.monotonic() + 60)
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -195,22 +252,162 @@ def test_cells_take_turns_and_one_that_fails_is_dropped() -> None:
     entries: list[Entry] = []
     order: list[str] = []
 
-    def cell(name: str, good_batches: int) -> Images:
+    def cell(name: str, good_batches: int) -> Generator[list[int], None, None]:
         for _ in range(good_batches):
             order.append(name)
-            yield 3
+            yield [1, 2, 3]
         raise RuntimeError("worn out")
 
-    def broken() -> Iterator[int]:
+    def broken() -> Generator[list[int], None, None]:
         raise UnavailableError("not here")
 
-    cells = {"a": partial(cell, "a", 99), "b": partial(cell, "b", 2), "c": broken}
-    found = rates(cells, Turns(0.0, 3), job(), Reporter(entries.append, 60))  # type: ignore[arg-type]
-    assert list(found) == ["a"]
-    assert len(found["a"]) == 3
-    assert order[:3] == ["a", "b", "a"]
+    cells = {"a": Cell(partial(cell, "a", 99)), "b": Cell(partial(cell, "b", 8)), "c": Cell(broken)}  # type: ignore
+    first, second, third = rates(cells, Turns(0.0, 3), job(), Reporter(entries.append, time.monotonic() + 60))
+    assert (list(first), list(second), list(third)) == (["a", "b"], ["a"], ["a"])
+    assert [len(found["a"]) for found in (first, second, third)] == [1, 2, 3]
+    assert "".join(order).startswith("ab" + "aaaaa" + "bbbbb" + "aaaaa" + "b")
     assert [type(entry) for entry in entries] == [LeftOut, Failure]
     assert ratio([2.0, 6.0], [1.0, 2.0]) == Spread(2.5, 2.0, 3.0)
+
+
+def test_no_round_is_begun_that_could_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def batches() -> Iterator[list[int]]:
+        nonlocal now
+        while True:
+            now += 1
+            yield [0]
+
+    monkeypatch.setattr(gpu_turns, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    monkeypatch.setattr(gpu_process, "time", SimpleNamespace(monotonic=lambda: now))
+    cells = {"a": Cell(batches)}  # type: ignore[arg-type]
+    report = Reporter(lambda entry: None, 100.0)
+    a_round = 1 + 3 + 1  # batches: the lead-in's, the first, the turn's
+
+    def rounds(total: float) -> int:
+        return len(list(rates(cells, Turns(0.0, 5, total=total), job(), report)))
+
+    assert rounds(1 + 3 * a_round) == 3
+    assert rounds(3 * a_round) == 2
+    assert rounds(0.0) == 1
+    report = Reporter(lambda entry: None, now + 1 + 2 * a_round)
+    assert rounds(1000.0) == 2
+
+
+def test_a_turn_takes_what_lay_ready_first_and_lasts_whole_bursts() -> None:
+    taken, used = 0, []
+
+    def batches() -> Iterator[list[int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield [taken]
+
+    def use(batch: list[int]) -> int:
+        used.append(batch[0])
+        return 1
+
+    cells = {"a": Cell(batches, use, held=9, burst=4)}  # type: ignore[arg-type]
+    list(rates(cells, Turns(0.001, 1), job(), Reporter(lambda entry: None, time.monotonic() + 60)))
+    first, *rest = used
+    assert first == 1  # when the cell is opened
+    assert rest[0] == 1 + 9 + 1
+    turn = rest[3:]
+    assert len(turn) % 4 == 0 or len(turn) > 12
+    assert len(turn) >= 12
+
+
+def test_a_later_row_of_the_same_name_takes_the_place_of_the_earlier_one() -> None:
+    result = SectionResult("one", 1.0)
+    report = Reporter(result.add, time.monotonic() + 60)
+    for rate in (1, 2):
+        report.update("Rates", loader="a", images_per_second=rate)
+        report.update("Rates", loader="b", images_per_second=10 * rate)
+        report.row("Sizes", loader="a", images_per_second=rate)
+    assert [(row.table, *row.values.values()) for row in result.entries if isinstance(row, Row)] == [
+        ("Rates", "a", 2),
+        ("Rates", "b", 20),
+        ("Sizes", "a", 1),
+        ("Sizes", "a", 2),
+    ]
+    assert result.changes == 6
+
+
+def test_what_is_left_out_takes_no_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: dict[str, float] = {}
+
+    def note(name: str, section: Section, own: Job, notify: object) -> None:
+        shares[name] = own.seconds
+
+    monkeypatch.setattr(gpu, "run_section", note)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    document = Document("python bench/gpu.py", "a machine", True)
+    with tqdm(total=1, disable=True) as progress:
+        gpu.measure_sections(gpu.SECTIONS, job(100.0), gpu.Keeper(document, None, None, progress))
+    *_, last = shares
+    assert last == "switch"
+    assert shares[last] == pytest.approx(100.0)  # all that there is, as no time passes
+    assert [(section.name, section.status) for section in document.sections] == [("accuracy", "left out")]
+
+
+def train_by(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> list[Entry]:
+    """Run a script in place of engine.train and return what is reported; it finds its run's folder in ``run``."""
+    file = folder / "engine.py"
+    head = (
+        f"#!{sys.executable}",
+        "import signal, sys, time",
+        "from pathlib import Path",
+        "run = Path(sys.argv[sys.argv.index('--output') + 1], 'run')",
+        "run.mkdir()",
+    )
+    file.write_text("\n".join([*head, script]))
+    file.chmod(0o755)
+    monkeypatch.setattr(gpu_accuracy, "_ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(gpu_accuracy.sys, "executable", str(file))
+    entries: list[Entry] = []
+    report = Reporter(entries.append, time.monotonic() + 60)  # type: ignore[arg-type]
+    part = partial(gpu_accuracy._train, "run", folder, [], 3.0, replace(job(), folder=folder), report)
+    report.attempt("run", part)
+    return entries
+
+
+SUMMARY = "(run / 'summary.csv').write_text('epoch,top1,seconds\\n0,,2\\n1,40.5,3\\n')\n"
+RESULT = '{"top1": 50.0, "epochs": 1, "seconds": 4.0, "reason": "SIGTERM", "verdict": "none"}'
+
+
+def test_a_run_that_does_not_end_in_time_shows_its_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = f"{SUMMARY}signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
+    (row,) = train_by(monkeypatch, tmp_path, script)
+    assert isinstance(row, Row)
+    assert list(row.values.values()) == ["run", 40.5, 2, 5.0, 3.0, "stopped when its time was over"]
+
+
+def test_a_run_that_is_asked_to_end_shows_its_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = f"""
+def end(*_):
+    (run / "result.json").write_text('{RESULT}')
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, end)
+{SUMMARY}time.sleep(60)
+"""
+    row, limit = train_by(monkeypatch, tmp_path, script)
+    assert isinstance(row, Row)
+    assert list(row.values.values()) == ["run", 50.0, 1, 4.0, 3.0, "SIGTERM"]
+    assert limit == Row("What limited them", {"run": "run", "verdict": "none"})
+
+
+def test_a_run_that_has_not_begun_in_time_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (entry,) = train_by(monkeypatch, tmp_path, "time.sleep(60)")
+    assert isinstance(entry, LeftOut)
+    assert "before its first epoch" in entry.why
+
+
+def test_a_run_that_fails_shows_what_it_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (entry,) = train_by(monkeypatch, tmp_path, "print('no such luck', file=sys.stderr)\nsys.exit(3)")
+    assert isinstance(entry, Failure)
+    assert "ended with code 3:\nno such luck" in entry.error
 
 
 def test_values_are_shown_with_three_digits() -> None:
@@ -269,5 +466,23 @@ def test_the_shadow_finds_every_path_right(tmp_path: Path, monkeypatch: pytest.M
     assert code == 0, section
     assert record["shadow"]
     assert section["status"] == "done"
-    assert len(section["checks"]) >= 2
     assert all(check["passed"] for check in section["checks"])
+    formats = ("float32, planar", "float32, channels_last", "bfloat16, channels_last")
+    expected = {f"training in {form} follows float32 on a CPU" for form in formats} | {
+        "batches reach the device whole, planar, from ordinary memory",
+        "batches reach the device whole, channels_last, from ordinary memory",
+        "JPEG planes: the Triton kernel resamples as tensor operations do",
+        "a compiled step is compiled once for each size, in its warm-up",
+        "DALI decodes on the CPU what Pillow does, 32 px",
+        "the region loader resamples on the device as on the host, 32 px",
+        "flip, erase, mix and normalize: the Triton kernel gives what tensor operations give",
+    }
+    left_out = {"kernels compiled once", "steps without waits"}  # which take a GPU
+    if not is_installed("peer:dali"):
+        left_out.add("decoding, 32 px")
+        expected.remove("DALI decodes on the CPU what Pillow does, 32 px")
+    if why_missing("roi") is not None:
+        left_out.add("resampling on the device, 32 px")
+        expected.remove("the region loader resamples on the device as on the host, 32 px")
+    assert {check["name"] for check in section["checks"]} == expected
+    assert {entry["what"] for entry in section["left_out"]} == left_out
