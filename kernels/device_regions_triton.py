@@ -91,15 +91,21 @@ def _resample_plane(
 
     sums = tl.zeros((rows.shape[0], columns.shape[1]), tl.float32)
     x_total, y_total = tl.zeros(columns.shape, tl.float32), tl.zeros(rows.shape, tl.float32)
-    for x_tap in range(x_taps):
+    # Compiled, this is what range() gives; Triton's interpreter cannot take range() of a number that was loaded with
+    # every version of numpy.
+    x_tap = 0
+    while x_tap < x_taps:
         x_total += _weight(x_tap, x_first, x_distance, x_slope, width, x_shared, chroma)
-    for y_tap in range(y_taps):
+        x_tap += 1
+    y_tap = 0
+    while y_tap < y_taps:
         y_weight = _weight(y_tap, y_first, y_distance, y_slope, height, y_shared, chroma)
         y = y_first + y_tap
         y_wanted = y_weight > 0
         first_tile = tl.load(positions + y // block_height, mask=y_wanted, other=0).to(tl.int32)
         row_sums = tl.zeros((rows.shape[0], columns.shape[1]), tl.float32)
-        for x_tap in range(x_taps):
+        x_tap = 0
+        while x_tap < x_taps:
             x_weight = _weight(x_tap, x_first, x_distance, x_slope, width, x_shared, chroma)
             x = x_first + x_tap
             tile = first_tile + x // block_width
@@ -107,8 +113,10 @@ def _resample_plane(
             column = tile % per_strip * block_width + x % block_width
             values = tl.load(samples + row * stride + column, mask=y_wanted & (x_weight > 0), other=0)
             row_sums += x_weight * values.to(tl.float32)
+            x_tap += 1
         sums += y_weight * row_sums
         y_total += y_weight
+        y_tap += 1
     total = x_total * y_total
     return tl.where(total > 0, sums / total, 128.0)
 
