@@ -295,27 +295,30 @@ def test_no_round_is_begun_that_could_not_end_in_time(monkeypatch: pytest.Monkey
     assert rounds(1000.0) == 2
 
 
-def test_a_turn_takes_what_lay_ready_first_and_lasts_whole_bursts() -> None:
-    taken, used = 0, []
+@pytest.mark.parametrize(("burst", "length"), [(1, 5), (4, 12), (8, 15)])
+def test_a_turn_takes_what_lay_ready_first_and_lasts_whole_bursts(
+    monkeypatch: pytest.MonkeyPatch, burst: int, length: int
+) -> None:
+    taken = 0
+    used: list[int] = []
 
-    def batches() -> Iterator[list[int]]:
+    def batches() -> Iterator[int]:
         nonlocal taken
         while True:
             taken += 1
-            yield [taken]
+            yield taken
 
-    def use(batch: list[int]) -> int:
-        used.append(batch[0])
+    def use(batch: int) -> int:
+        used.append(batch)
         return 1
 
-    cells = {"a": Cell(batches, use, held=9, burst=4)}  # type: ignore[arg-type]
-    list(rates(cells, Turns(0.001, 1), job(), Reporter(lambda entry: None, time.monotonic() + 60)))
-    first, *rest = used
-    assert first == 1  # when the cell is opened
-    assert rest[0] == 1 + 9 + 1
-    turn = rest[3:]
-    assert len(turn) % 4 == 0 or len(turn) > 12
-    assert len(turn) >= 12
+    monkeypatch.setattr(gpu_turns, "time", SimpleNamespace(monotonic=lambda: taken, perf_counter=lambda: taken))
+    cells = {"a": Cell(batches, use, held=9, burst=burst)}  # type: ignore[arg-type]
+    list(rates(cells, Turns(5.0, 1), job(), Reporter(lambda entry: None, time.monotonic() + 60)))
+    opened, uncounted, turn = used[:1], used[1:4], used[4:]
+    assert opened == [1]
+    assert uncounted == [11, 12, 13]  # behind the nine that may have lain ready
+    assert len(turn) == length
 
 
 def test_a_later_row_of_the_same_name_takes_the_place_of_the_earlier_one() -> None:
