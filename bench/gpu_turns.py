@@ -26,7 +26,7 @@ from bench.resources import tree_cpu_seconds
 _ROUNDS = 3
 _MEASURED = 0.75  # of the time; opening cells and waiting until they are quiet takes the rest
 _LEAD_IN = 0.6
-_FIRST_BATCHES = 3  # worked on before the clock is read
+_FIRST_BATCHES, _SHADOW_FIRST_BATCHES = 3, 1  # worked on before the clock is read
 _LEAST_SECONDS, _MOST_SECONDS = 1.5, 3.0  # of a turn
 _BURSTS = 3  # in a turn, at the least
 _STRETCH = 3.0  # how much longer a turn may be for them
@@ -145,7 +145,7 @@ def _rate(cell: Cell, batches: Iterator[Any], turns: Turns, job: Job) -> float:
         next(batches)
         if taken >= cell.held and time.perf_counter() - begin >= turns.lead_in:
             break
-    for _ in range(_FIRST_BATCHES):
+    for _ in range(_SHADOW_FIRST_BATCHES if job.is_shadow else _FIRST_BATCHES):
         cell.use(next(batches))
     synchronize(job)
     images, begin = 0, time.perf_counter()
