@@ -210,7 +210,10 @@ if __name__ == "__main__":
     gpu.main(["--data", {str(data)!r}, "--minutes", "5", "--sections", "hangs", "--json", {str(file)!r}])
 """
     (tmp_path / "script.py").write_text(script)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # for what a killed benchmark leaves
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")], env=environment, stderr=subprocess.DEVNULL
+    )
     rows: list[dict[str, dict[str, int]]] = []
     deadline = time.monotonic() + 60
     while not rows and time.monotonic() < deadline:
