@@ -8,10 +8,12 @@ from collections.abc import Callable
 import numpy as np
 
 from loaders.transforms.geometry import (
+    Affine,
     CenterCrop,
     Erasing,
     GaussianBlur,
     HorizontalFlip,
+    PaddedRandomCrop,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -21,7 +23,9 @@ from loaders.transforms.geometry import (
 )
 from loaders.transforms.legality import Swap
 from loaders.transforms.planner import legal_orders
+from loaders.transforms.policies import Together
 from loaders.transforms.program import Program
+from loaders.transforms.steps import Border, RotationInterpolation
 from loaders.transforms.types import Operation, Point, Spatial
 from loaders.transforms.values import (
     Brightness,
@@ -45,8 +49,15 @@ _MAKERS: tuple[Callable[[Draw], Operation], ...] = (
     lambda _: VerticalFlip(),
     lambda draw: Rotate90(int(draw(1, 4))),
     lambda draw: Rotation((-draw(5, 45), draw(5, 45)), (0.5, 0.5, 0.5)),
+    lambda draw: Rotation((-draw(5, 45), draw(5, 45)), (0.5, 0.5, 0.5), "nearest"),
+    lambda draw: _affine(draw, "bilinear"),
+    lambda draw: _affine(draw, "nearest"),
+    lambda draw: _padded(draw, "constant"),
+    lambda draw: _padded(draw, "reflect"),
     lambda draw: Resize(_side(draw)),
+    lambda draw: Resize(_side(draw), "bicubic"),
     lambda draw: RandomResizedCrop((_side(draw), _side(draw)), (draw(0.1, 0.5), 1.0)),
+    lambda draw: RandomResizedCrop((_side(draw), _side(draw)), (draw(0.1, 0.5), 1.0), interpolation="bicubic"),
     lambda draw: RandomCrop((_small(draw), _small(draw))),
     lambda draw: CenterCrop((_small(draw), _small(draw))),
     lambda draw: GaussianBlur(2 * int(draw(1, 4)) + 1),
@@ -59,6 +70,7 @@ _MAKERS: tuple[Callable[[Draw], Operation], ...] = (
     lambda _: Invert(),
     lambda draw: Solarize(int(draw(64, 192)) / 255),
     lambda draw: Posterize(int(draw(2, 6))),
+    lambda draw: Together((Contrast((draw(0.4, 0.8), draw(0.8, 1.6))), GaussianBlur(3)), probability=0.5),
 )
 _CONVERSION_CHANCE = 0.7
 _NORMALIZATION_CHANCE = 0.7
@@ -72,11 +84,27 @@ def _small(draw: Draw) -> int:
     return int(draw(32, 65))
 
 
+def _affine(draw: Draw, interpolation: RotationInterpolation) -> Affine:
+    return Affine(
+        degrees=(-draw(0, 30), draw(0, 30)),
+        translation=(draw(0, 0.3), draw(0, 0.3)),
+        scale=(draw(0.7, 1.0), draw(1.0, 1.3)),
+        shear_x=(-draw(0, 10), draw(0, 10)),
+        fill=MEAN,
+        interpolation=interpolation,
+    )
+
+
+def _padded(draw: Draw, border: Border) -> PaddedRandomCrop:
+    left, top, right, bottom = (int(draw(0, 12)) for _ in range(4))
+    return PaddedRandomCrop((_small(draw), _small(draw)), (left, top, right, bottom), border, MEAN)
+
+
 def random_program(random: np.random.Generator, most_operations: int, most_orders: int, backend: str) -> Program:
     """Return a program with at least two orders up to class EXACT, and at most ``most_orders``."""
     while True:
         operations = _random_operations(random, int(random.integers(2, most_operations + 1)))
-        if sum(operation.spatial is Spatial.CROP for operation in operations) > 1:
+        if sum(operation.spatial in (Spatial.CROP, Spatial.PADDED_CROP) for operation in operations) > 1:
             continue  # the second might be the larger
         orders = sum(1 for _ in itertools.islice(legal_orders(operations, Swap.EXACT, backend), most_orders + 1))
         if 2 <= orders <= most_orders:
@@ -93,7 +121,7 @@ def _random_operations(random: np.random.Generator, count: int) -> list[Operatio
     operations = [_MAKERS[kind](draw) for kind in kinds]
     if converts:
         # Behind what counts in bytes.
-        first = max((n + 1 for n, one in enumerate(operations) if one.point is Point.DISCONTINUOUS), default=0)
+        first = max((n + 1 for n, one in enumerate(operations) if one.has_jumps), default=0)
         place = int(random.integers(first, len(operations) + 1))
         operations.insert(place, ToFloat())
     if normalizes:

@@ -48,7 +48,7 @@ class ImageLoader:
         batch_size: over all ranks.
         train: shuffle and augment; otherwise file order and centered crops, or what the transform list says.
         augment: a preset of loaders.augment, an Augmentation, or a transform list: a torchvision ``Compose`` of either
-            version, a list of transforms, or a Program of loaders.transforms.
+            version, a list of transforms, or a Program or Plan of loaders.transforms.
         loader: a backend of loaders.registry.
         num_workers: processes or threads; None for one for each usable core.
         device: where the batches go.
@@ -187,9 +187,9 @@ def _split(transforms: Any, dataset: ImageDataset) -> EngineSplit:
 
     No order of it is sought: what is dear, decoding and resizing, has its place, and on the device costs hardly differ.
     """
-    from loaders.transforms import Program, describe, read_compose, split_for_engine  # imports those of torchvision
+    from loaders.transforms import Plan, Program, describe, read_compose, split_for_engine  # imports torchvision's
 
-    program = transforms if isinstance(transforms, Program) else read_compose(transforms)
+    program = transforms if isinstance(transforms, Program | Plan) else read_compose(transforms)
     split = split_for_engine(program, image_size=dataset.common_size)
     for line in describe(split):
         logger.info("%s", line)

@@ -16,9 +16,20 @@ from torchvision.transforms import v2
 
 from loaders import ImageLoader
 from loaders.dataset import ImageDataset
-from loaders.transforms import Program, plan, read_compose, run, split_for_engine
+from loaders.transforms import Plan, Program, plan, read_compose, run, split_for_engine
 from loaders.transforms.engine_split import SplitError, describe
-from loaders.transforms.geometry import Affine, Erasing, GaussianBlur, PaddedRandomCrop, Resize, Rotation, VerticalFlip
+from loaders.transforms.geometry import (
+    Affine,
+    Erasing,
+    GaussianBlur,
+    PaddedRandomCrop,
+    Resize,
+    Rotate90,
+    Rotation,
+    VerticalFlip,
+)
+from loaders.transforms.legality import Swap
+from loaders.transforms.planner import legal_orders, ordered
 from loaders.transforms.policies import RandAugment, Together, TrivialAugment
 from loaders.transforms.types import Operation
 from loaders.transforms.values import (
@@ -289,10 +300,11 @@ DEVICE_OPERATIONS: list[Operation] = [
 STEADY = [operation for operation in DEVICE_OPERATIONS if not operation.has_jumps]
 
 
-def differences(dataset: ImageDataset, program: Program, seed: int) -> list[float]:
+def differences(dataset: ImageDataset, given: Program | Plan, seed: int) -> list[float]:
     """Return for each image by how much it differs from the program done as written, on average, of 255."""
-    with ImageLoader(dataset, augment=program, train=False, batch_size=len(SIZES), num_workers=0, seed=seed) as loader:
+    with ImageLoader(dataset, augment=given, train=False, batch_size=len(SIZES), num_workers=0, seed=seed) as loader:
         ((images, _),) = loader
+    program = given.program if isinstance(given, Plan) else given
     written = plan(program, PixelCosts(), mode="off")
     normalized = program.normalization is not None
     mean, std = (MEAN, STD) if normalized else ((0.0,) * 3, (1.0,) * 3)
@@ -332,6 +344,31 @@ def test_programs_that_are_split_do_what_they_say(
     except SplitError:
         return
     assert max(differences(dataset, Program(tuple(operations)), seed)) < bound(operations)
+
+
+ONE_SIDED: list[Operation] = [  # of none of which the draws are those of its mirror image
+    Rotation((10, 30), (0.5, 0.2, 0.1)),
+    Affine(degrees=(10, 20), shear_y=(0, 8), interpolation="nearest"),
+    PaddedRandomCrop((40, 40), (0, 0, 12, 16)),
+]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    one_sided=st.sampled_from(ONE_SIDED),
+    other=st.sampled_from([Brightness((0.6, 0.9)), Hue((-0.1, 0.1)), Rotate90(1), GaussianBlur(5)]),
+    chance=st.sampled_from([0.5, 1.0]),
+    data=st.data(),
+    seed=st.integers(0, 99),
+)
+def test_plans_that_are_split_do_what_was_written(
+    dataset: ImageDataset, one_sided: Operation, other: Operation, chance: float, data: st.DataObject, seed: int
+) -> None:
+    moving = [one_sided, other, VerticalFlip(probability=chance)]  # others are alike in distribution alone
+    operations = (Resize((40, 40)), *data.draw(st.permutations(moving)), ToFloat())
+    orders = list(legal_orders(operations, Swap.EXACT, "torchvision"))
+    planned = ordered(Program(operations), data.draw(st.sampled_from(orders)), PixelCosts(), (70, 90), "torchvision")
+    assert max(differences(dataset, planned, seed)) < bound(list(operations))
 
 
 @pytest.mark.parametrize("backend", ["dali", "roi", "ffcv"])

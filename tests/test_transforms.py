@@ -59,6 +59,12 @@ TABLE = [
     (HorizontalFlip(), VerticalFlip(), Swap.SAME),
     (HorizontalFlip(), Resize(30), Swap.EXACT),
     (HorizontalFlip(), Rotation((-10, 10)), Swap.EXACT),
+    (HorizontalFlip(), Rotation((-10, 10), interpolation="nearest"), Swap.APPROX),
+    (Rotate90(1), Rotation((-10, 10), interpolation="nearest"), Swap.APPROX),
+    (Rotate90(1), Resize(30, "bicubic"), Swap.APPROX),
+    (Rotate90(1), Resize(30), Swap.EXACT),
+    (Rotate90(2), Resize(30, "bicubic"), Swap.EXACT),
+    (VerticalFlip(), Affine(interpolation="nearest"), Swap.APPROX),
     (NORMALIZE, RandomCrop((20, 20)), Swap.SAME),
     (NORMALIZE, Resize(30), Swap.EXACT),
     (ToFloat(), Resize(30), Swap.EXACT),
@@ -128,6 +134,11 @@ def test_tolerances_grow_with_what_follows() -> None:
         tolerance((ToFloat(), Resize(30), Brightness((0.5, factor))), (1, 0, 2), "torchvision") for factor in (1, 3)
     ]
     assert 1 < moved[0] < moved[1] < 6
+    resized = [
+        tolerance((Brightness(WEAKER), ToFloat(), Resize(30, interpolation)), (1, 0, 2), "torchvision")
+        for interpolation in ("bilinear", "bicubic")
+    ]
+    assert 1 < resized[0] < resized[1] < 2  # bicubic weights are negative, too
     assert tolerance((ToFloat(), HorizontalFlip()), (1, 0), "torchvision") < 0.1
 
 

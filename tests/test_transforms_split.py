@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from loaders.transforms.device import DeviceOperation
 from loaders.transforms.engine_split import EngineSplit, SplitError, describe, split_for_engine
 from loaders.transforms.geometry import (
+    Affine,
     CenterCrop,
     Erasing,
     GaussianBlur,
@@ -25,7 +26,7 @@ from loaders.transforms.geometry import (
     VerticalFlip,
 )
 from loaders.transforms.legality import Swap
-from loaders.transforms.planner import plan
+from loaders.transforms.planner import ordered, plan
 from loaders.transforms.policies import RandAugment, Together
 from loaders.transforms.program import Program, Untyped
 from loaders.transforms.read import read_compose
@@ -123,6 +124,9 @@ def test_functions_of_the_users_are_called_between_crop_and_conversion() -> None
         (Rotate90(2), True),
         (VerticalFlip(), True),
         (RandAugment(), True),
+        (RandAugment(interpolation="nearest"), False),
+        (Rotation((-30, 30), interpolation="nearest"), False),
+        (Together((Grayscale(), Affine(degrees=(-9, 9), interpolation="nearest"))), False),
         (Together((Grayscale(), Rotation((-9, 9)))), True),
         (Together((Grayscale(), Rotation((0, 9)))), False),
         (Contrast(STRONGER), True),
@@ -136,6 +140,41 @@ def test_a_flip_is_the_loaders_where_nothing_before_it_has_a_direction(before: O
     assert (split.augmentation.flip > 0) == by_loader
     second = [("HorizontalFlip", 2)] * (not by_loader or before == FLIP)
     assert on_device(split)[-1:] == (second or [(before.name, 1)])
+
+
+ASKEW = PaddedRandomCrop((8, 8), (1, 2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "moves"),
+    [
+        (Rotation((0, 30)), VerticalFlip(), False),
+        (VerticalFlip(), Rotation((0, 30)), False),
+        (Rotation((-30, 30)), VerticalFlip(), True),
+        (Affine(degrees=(0, 30)), VerticalFlip(), False),
+        (HorizontalFlip(), Affine(shear_x=(0, 30)), False),
+        (PaddedRandomCrop((8, 8), (0, 0, 0, 4)), VerticalFlip(), False),
+        (VerticalFlip(), PaddedRandomCrop((8, 8), (0, 4, 0, 0)), False),
+        (PaddedRandomCrop((8, 8), (0, 4, 0, 0)), HorizontalFlip(), True),
+        (PaddedRandomCrop((8, 8), (0, 4, 0, 4)), VerticalFlip(), True),
+        (Rotate90(1), ASKEW, False),
+        (Rotate90(2), ASKEW, False),
+        (Rotate90(1), PaddedRandomCrop((8, 8), (2, 2, 2, 2)), True),
+        (Rotate90(1), PaddedRandomCrop((8, 8), (2, 3, 2, 3)), False),
+        (Rotate90(2), PaddedRandomCrop((8, 8), (2, 3, 2, 3)), True),
+        (Rotate90(1), Rotation((0, 30)), True),
+        (Rotate90(1), VerticalFlip(), False),
+        (Rotate90(2), VerticalFlip(), True),
+        (Rotate90(1), Erasing(ratio=(0.5, 1.0)), False),
+        (Rotate90(1), Erasing(ratio=(0.5, 2.0)), True),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_a_plan_moves_nothing_whose_draws_would_be_others(first: Operation, second: Operation, moves: bool) -> None:
+    program = Program((SQUARE, FLIP, first, second))  # the first flip is the loader's
+    planned = ordered(program, (0, 1, 3, 2), PixelCosts(), (40, 60), "torchvision")
+    done = [(second.name, 3), (first.name, 2)] if moves else [(first.name, 2), (second.name, 3)]
+    assert on_device(split_for_engine(planned)) == done
 
 
 def test_the_device_keeps_the_plans_order() -> None:

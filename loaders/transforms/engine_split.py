@@ -17,8 +17,9 @@ from loaders.transforms.geometry import (
     RandomResizedCrop,
     Rotate90,
     Rotation,
+    VerticalFlip,
 )
-from loaders.transforms.legality import ROTATIONS, Swap, swap
+from loaders.transforms.legality import ROTATIONS, Swap, is_nearest, swap
 from loaders.transforms.planner import Plan
 from loaders.transforms.policies import Together
 from loaders.transforms.program import Program, Untyped
@@ -168,32 +169,41 @@ def _change(before: Operation, after: Operation) -> Swap:
 
     The device converts at the end, and rounds but once in a turn of the hue or a rotation, so these lose nothing.
     """
-    if isinstance(after, HorizontalFlip) and not _is_symmetric(before):
+    if not (_is_symmetric(before, after) and _is_symmetric(after, before)):
         return Swap.NO
     if isinstance(before, Erasing) and after.spatial in _CROPS:
         return Swap.NO
-    if isinstance(before, Rotate90) and isinstance(after, RandomResizedCrop) and before.quarters % 2:
-        return Swap.EXACT if abs(after.ratio[0] * after.ratio[1] - 1) < 1e-3 else Swap.NO
     change = swap(before, after)
     converted = before.point in _CONVERSIONS and (after.point is Point.NONLINEAR or after.spatial in ROTATIONS)
     if before.spatial is Spatial.ANY and isinstance(after, HorizontalFlip):
-        return Swap.EXACT  # what has a direction has either with the same probability
+        # What has a direction has either with the same probability.
+        return Swap.APPROX if is_nearest(before) else Swap.EXACT
     return Swap.EXACT if change is Swap.APPROX and converted else change
 
 
-def _is_symmetric(operation: Operation) -> bool:
-    """Return whether what is drawn for mirrored images is distributed as what is drawn, mirrored."""
+def _is_symmetric(operation: Operation, move: Operation) -> bool:
+    """Return whether what is drawn for mirrored or turned images is distributed as what is drawn, mirrored or turned.
+
+    Args:
+        move: the mirror or the turn; anything else leaves images as they are.
+    """
+    if not isinstance(move, HorizontalFlip | VerticalFlip | Rotate90):
+        return True
+    across, down = isinstance(move, HorizontalFlip), isinstance(move, VerticalFlip)
+    turns = isinstance(move, Rotate90) and move.quarters % 2 == 1
     match operation:
         case Rotation(degrees=(low, high)):
-            return low == -high
+            return isinstance(move, Rotate90) or low == -high
         case Affine():
             return all(low == -high for low, high in (operation.degrees, operation.shear_x, operation.shear_y))
         case Together(operations=operations):
-            return all(map(_is_symmetric, operations))
+            return all(_is_symmetric(one, move) for one in operations)
         case Rotate90(quarters=quarters):
-            return quarters % 2 == 0
-        case PaddedRandomCrop(padding=(left, _, right, _)):
-            return left == right
+            return isinstance(move, Rotate90) or quarters % 2 == 0
+        case PaddedRandomCrop(padding=(left, top, right, bottom)):
+            return (down or left == right) and (across or top == bottom) and not (turns and left != top)
+        case RandomResizedCrop(ratio=(low, high)) | Erasing(ratio=(low, high)):
+            return not turns or abs(low * high - 1) < 1e-3
     return True
 
 

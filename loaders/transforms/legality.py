@@ -75,10 +75,29 @@ def _both_spatial(first: Operation, second: Operation) -> Swap:
         (other,) = kinds - {Spatial.PERMUTE}
         if other is Spatial.AFFINE and (isinstance(first, Rotate90) or isinstance(second, Rotate90)):
             return Swap.NO
+        if is_nearest(first) or is_nearest(second):
+            return Swap.APPROX  # the nearest pixel, where two are as near, is another in a mirrored image
+        if any(map(_turns, (first, second))) and any(map(_overshoots, (first, second))):
+            return Swap.APPROX  # what overshoots is clipped between the two passes, of which the other comes first
         return Swap.SAME if other in (Spatial.CROP, Spatial.PADDED_CROP, Spatial.ERASE) else Swap.EXACT
     if kinds == {Spatial.CROP, Spatial.ERASE}:
         return Swap.SAME
     return Swap.NO
+
+
+def _turns(operation: Operation) -> bool:
+    return isinstance(operation, Rotate90) and operation.quarters % 2 == 1
+
+
+def _overshoots(operation: Operation) -> bool:
+    """Return whether a resize makes values outside the range of those that it takes."""
+    return isinstance(operation, Resize | RandomResizedCrop) and operation.interpolation != "bilinear"
+
+
+def is_nearest(operation: Operation) -> bool:
+    """Return whether an operation takes pixels from between others as the nearest of them is."""
+    inside = getattr(operation, "operations", ())
+    return getattr(operation, "interpolation", None) == "nearest" or any(map(is_nearest, inside))
 
 
 def _mixed(spatial: Operation, point: Operation) -> Swap:
@@ -98,8 +117,7 @@ def _mixed(spatial: Operation, point: Operation) -> Swap:
         return Swap.APPROX if kind is Spatial.RESIZE else Swap.NO
     if point.point is Point.NORMALIZE:
         return Swap.EXACT
-    overshoots = isinstance(spatial, Resize | RandomResizedCrop) and spatial.interpolation != "bilinear"
-    if overshoots or point.point in (Point.CLIPPING, Point.NONLINEAR):
+    if _overshoots(spatial) or point.point in (Point.CLIPPING, Point.NONLINEAR):
         return Swap.APPROX
     return Swap.EXACT
 
