@@ -293,7 +293,10 @@ def test_measuring_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capl
         ("pipeline = []\n", "it does not define transforms; assign your Compose to that name"),
         ("from torchvision import transforms\n", "transforms is a module there; assign your Compose to that name"),
         ("transforms = 3\n", "is no transform"),
-        (f"{HEADER}transforms = [v1.Normalize([0.5] * 3, [0.2] * 3)]\n", "put ToFloat before it"),
+        (
+            f"{HEADER}transforms = [v1.Normalize([0.5] * 3, [0.2] * 3)]\n",
+            "put ToFloat (ToTensor, or ToDtype(torch.float32, scale=True)) before it",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(

@@ -302,6 +302,8 @@ def test_nothing_moves_across_a_function_of_the_users() -> None:
         lambda: RandAugment(magnitude=31),
         lambda: Program((ToFloat(), ToFloat())),
         lambda: Program((ToFloat(), RandAugment())),
+        lambda: Program((ToFloat(probability=0.5),)),
+        lambda: Program((ToFloat(), Normalize(MEAN, MEAN, probability=0.5))),
     ],
 )
 def test_impossible_operations_are_refused(make: Any) -> None:

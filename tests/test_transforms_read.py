@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import transforms as v1
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from loaders.transforms.apply import BACKENDS, run
@@ -19,6 +21,7 @@ from loaders.transforms.geometry import (
     GaussianBlur,
     HorizontalFlip,
     PaddedRandomCrop,
+    RandomCrop,
     RandomResizedCrop,
     Resize,
     Rotation,
@@ -117,7 +120,7 @@ def test_what_is_unknown_stays_as_it_is() -> None:
     assert reasons[5] == "with the interpolation nearest"
     with pytest.raises(ValueError, match="cannot be called"):
         read_compose([3])
-    with pytest.raises(ValueError, match="put ToFloat before it"):
+    with pytest.raises(ValueError, match="before it"):
         read_compose([v2.Normalize(MEAN, STD)])
 
 
@@ -128,10 +131,117 @@ def test_crops_of_padded_images_are_read(version: Any) -> None:
     assert read_compose(version.RandomCrop(32, **sides)).operations == (expected,)
     reflected = PaddedRandomCrop((32, 32), (4, 2, 4, 2), "reflect")
     assert read_compose(version.RandomCrop(32, (4, 2), padding_mode="reflect")).operations == (reflected,)
-    flip = version.RandomHorizontalFlip()
-    apart = [version.Pad(**sides), flip, version.RandomCrop(32)]
-    assert read_compose(apart).operations == (HorizontalFlip(), expected)
+    assert read_compose([version.Pad(**sides), version.RandomCrop(32)]).operations == (expected,)
+    assert read_compose(version.RandomCrop(32, 0)).operations == (RandomCrop((32, 32)),)
     assert isinstance(read_compose([version.Pad(4), version.Grayscale(3)]).operations[0], Untyped)
+
+
+@pytest.mark.parametrize("version", [v1, v2])
+def test_a_pad_passes_flips_where_its_border_is_as_wide_on_either_side(version: Any) -> None:
+    crop, across, down = (
+        version.RandomCrop((20, 32)),
+        version.RandomHorizontalFlip(1.0),
+        version.RandomVerticalFlip(1.0),
+    )
+    for padding, flips in (((0, 0, 8, 0), [across]), ((0, 8, 0, 0), [down]), ((4, 8, 4, 0), [across, down])):
+        apart = read_compose([version.Pad(padding), *flips, crop]).operations
+        assert [operation.name for operation in apart] == [
+            "Pad", *(one.name for one in read_compose(flips).operations), "RandomCrop"
+        ]  # fmt: skip
+    for padding, flips in (((4, 0, 4, 0), [across]), ((0, 8, 0, 0), [across]), ((8, 0, 0, 0), [down])):
+        compose = [version.Pad(padding, fill=128), *flips, crop]
+        left, top, right, bottom = padding
+        program = read_compose(compose)
+        assert program.operations[-1] == PaddedRandomCrop(
+            (20, 32), (left, top, right, bottom), "constant", (128 / 255,) * 3
+        )
+        small = image(32 - left - right, 20 - top - bottom)
+        expected = np.array(version.Compose(compose)(Image.fromarray(small)))
+        done = run(plan(program, PixelCosts(), small.shape[:2], mode="off"), small).levels()
+        np.testing.assert_array_equal(done, expected)
+
+
+class OwnCrop(v2.RandomCrop):
+    """A crop of the user's that does something else."""
+
+
+class OwnFlip(v2.RandomHorizontalFlip):
+    """A flip of the user's that does something else."""
+
+
+def test_what_is_derived_from_torchvisions_is_the_users_own() -> None:
+    for listed in ([v2.Pad(4), OwnCrop(32)], [v2.Pad(4), OwnFlip(), v2.RandomCrop(32)], [OwnFlip()]):
+        named = [operation.name for operation in read_compose(listed).operations if isinstance(operation, Untyped)]
+        assert named[-1] in ("OwnCrop", "OwnFlip")
+
+
+def test_a_fill_may_differ_by_type() -> None:
+    gray = (127 / 255,) * 3
+    for fill in ({tv_tensors.Image: 127, "others": 0}, {tv_tensors.Image: 127, tv_tensors.Mask: 1}, {"others": 127}):
+        transforms = [v2.RandomRotation(9, fill=fill), v2.RandomAffine(9, fill=fill), v2.RandomCrop(9, 2, fill=fill)]
+        assert [one.fill for one in read_compose(transforms).operations] == [gray] * 3  # type: ignore[attr-defined]
+    (converted,) = read_compose(v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)).operations
+    assert converted == ToFloat()
+    for fill in ({tv_tensors.Mask: 127}, {tv_tensors.Image: 127, torch.Tensor: 0}):
+        (odd,) = read_compose(v2.RandomRotation(9, fill=fill)).operations
+        assert isinstance(odd, Untyped)
+        assert "with fills for no type of images, or of several values" in odd.reason
+
+
+@pytest.mark.parametrize("version", [v1, v2])
+def test_no_antialias_is_what_tensors_make_of_none(version: Any) -> None:
+    for transform in (version.Resize(9, antialias=None), version.RandomResizedCrop(9, antialias=None)):
+        (odd,) = read_compose(transform).operations
+        assert isinstance(odd, Untyped)
+        assert odd.reason == "with antialias=None"
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    assert read_compose([v1.ToTensor(), v1.Normalize(0.5, 0.25)]).operations[1] == Normalize((0.5,) * 3, (0.25,) * 3)
+    assert read_compose([v1.ToTensor(), v1.Normalize(MEAN, 0.25)]).operations[1] == Normalize(MEAN, (0.25,) * 3)
+    with pytest.raises(ValueError, match="Normalize has an option that cannot be read: "):
+        read_compose([v1.ToTensor(), v1.Normalize(object(), 0.5)])
+
+
+def test_conversions_that_change_nothing_are_left_out() -> None:
+    conversions = [v2.ToDtype(torch.uint8), v1.ConvertImageDtype(torch.uint8), v1.ToPILImage("RGB"), v2.ToPILImage()]
+    floats = [v2.ToDtype(torch.float32), v1.ConvertImageDtype(torch.float32)]
+    assert read_compose([*conversions, v1.ToTensor(), *floats]).operations == (ToFloat(),)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ([v1.ToTensor(), v1.ToPILImage(), v1.ToTensor()], "ToPILImage turns floating-point pixels back into bytes"),
+        ([v1.ToTensor(), v2.ToDtype(torch.uint8, scale=True)], "ToDtype turns floating-point pixels back into bytes"),
+        ([v2.ToDtype(torch.float32), v2.Normalize(MEAN, STD)], "ToDtype without scale=True: .* give it scale=True"),
+        ([v2.Normalize(MEAN, STD)], r"put ToFloat \(ToTensor, or ToDtype\(torch.float32, scale=True\)\) before it"),
+        ([v2.RandomApply([v2.ToDtype(torch.float32, scale=True)]), v2.Normalize(MEAN, STD)], "RandomApply of ToFloat"),
+    ],
+)
+def test_contradictions_are_explained(transforms: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_compose(transforms)
+
+
+def test_conversions_now_and_then_are_not_read() -> None:
+    for one in (v2.Normalize(MEAN, STD), v2.RandomErasing(1.0, value="random")):
+        (_, odd) = read_compose([v1.ToTensor(), v2.RandomApply([one], 0.3)]).operations
+        assert isinstance(odd, Untyped)
+        assert odd.instead
+    always = read_compose([v1.ToTensor(), v2.RandomApply([v2.Normalize(MEAN, STD)], 1.0)])
+    assert always.operations == (ToFloat(), Normalize(MEAN, STD))
+
+
+def test_what_can_be_scripted_is_a_list() -> None:
+    crop, flip = v2.RandomResizedCrop(32), v2.RandomHorizontalFlip()
+    assert read_compose(nn.Sequential(crop, nn.Sequential(flip))) == read_compose([crop, flip])
+    jitter = [v1.ColorJitter(0.1), v1.RandomInvert(0.5)]
+    for inside in (nn.ModuleList(jitter[:1]), [v1.Compose(jitter[:1])], [nn.Sequential(*jitter[:1])]):
+        assert read_compose(v1.RandomApply(inside, 0.3)).operations == (Brightness((0.9, 1.1), probability=0.3),)
+    assert read_compose(v1.RandomApply(jitter[1:], 0.3)).operations == (Invert(probability=0.15),)
+    own = nn.Sequential(v1.ConvertImageDtype(torch.float32), nn.Conv2d(3, 3, 1))
+    assert [operation.name for operation in read_compose(own).operations] == ["Sequential"]
 
 
 def test_what_happens_together_is_read() -> None:

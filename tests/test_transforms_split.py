@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from loaders.transforms.device import DeviceOperation
@@ -245,11 +246,31 @@ def test_what_cannot_be_done_is_named(operations: tuple[Operation, ...], reason:
         (v2.Resize(8, max_size=9), "Resize with max_size"),
         (v2.Grayscale(), "num_output_channels=3"),
         (v2.ToDtype(torch.float64, scale=True), "another type than float32"),
+        (v2.RandomErasing(value="random"), "filled with noise: give it a value"),
+        (v1.RandomErasing(value="random"), "filled with noise: give it a value"),
+        (v2.RandomRotation(9, expand=True), "expand=True: images have to stay as large"),
+        (v2.RandomApply([v2.Grayscale()]), "RandomApply of Grayscale to one channel: images keep three"),
+        (v2.RandomCrop(8, pad_if_needed=True), "pad_if_needed: leave that out"),
+        (v2.ToPILImage("YCbCr"), 'mode="YCbCr": images are RGB'),
+        (v2.Pad(4), "put a RandomCrop right behind it"),
     ],
 )
 def test_what_torchvision_does_otherwise_is_named(transform: Any, reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
         split_for_engine(read_compose([transform, v2.ToImage()]))
+
+
+def test_reasons_are_part_of_what_is_said() -> None:
+    called = read_compose([v2.RandomResizedCrop(8), v2.RandomCrop(8, 2, padding_mode="edge")])
+    assert describe(split_for_engine(called))[1].startswith('RandomCrop with padding_mode="edge": by a call for each')
+    cases: list[tuple[list[Any], str]] = [
+        ([v2.Resize(9), v2.RandomCrop(8, 2, padding_mode="edge")], 'RandomCrop with padding_mode="edge" only keeps'),
+        ([v2.GaussianBlur((3, 5)), v2.Resize((8, 8))], "GaussianBlur with a kernel that is no square stands before"),
+        ([v2.Resize((8, 8)), v1.ToTensor(), v2.RandAugment()], "RandAugment of floating-point pixels .* called as it"),
+    ]
+    for transforms, reason in cases:
+        with pytest.raises(SplitError, match=reason):
+            split_for_engine(read_compose(transforms))
 
 
 def test_hue_and_rotation_may_stand_behind_the_conversion() -> None:

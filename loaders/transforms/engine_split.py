@@ -29,15 +29,6 @@ from loaders.transforms.values import Normalize
 from loaders.transforms.windows import SplitError, windows_of
 
 _CROPS = (Spatial.RESIZED_CROP, Spatial.RESIZE, Spatial.CROP)
-_BILINEAR = "loaders resize bilinearly and antialiased, not so"
-_INSTEAD = {  # of transforms of torchvision that change what an image is, and so cannot be called in its place
-    "Resize": _BILINEAR,
-    "RandomResizedCrop": _BILINEAR,
-    "Grayscale": "images keep three channels, so give it num_output_channels=3",
-    "Normalize": "images have three",
-    "ToDtype": "pixels become float32, white as 1",
-    "ConvertImageDtype": "pixels become float32, white as 1",
-}
 _CONVERSIONS = (Point.TO_FLOAT, Point.NORMALIZE)
 
 Numbered = tuple[int, Operation]  # by its place in the program as written
@@ -88,10 +79,14 @@ def split_for_engine(plan: Plan | Program, most: Swap = Swap.EXACT, image_size: 
     numbers = plan.numbers if isinstance(plan, Plan) else range(len(program))
     written = list(enumerate(program.operations))
     for operation in program.operations:
-        if isinstance(operation, Untyped) and operation.name in _INSTEAD and operation.reason:
-            raise SplitError(f"{operation.name} {operation.reason}: {_INSTEAD[operation.name]}")
+        if isinstance(operation, Untyped) and operation.instead:
+            raise SplitError(f"{operation.title}: {operation.instead}")
     crops = [(n, o) for n, o in written if o.spatial in _CROPS]
-    windows = windows_of([operation for _, operation in crops], most, image_size)
+    try:
+        windows = windows_of([operation for _, operation in crops], most, image_size)
+    except SplitError as error:
+        called = [o.title for o in program.operations if isinstance(o, Untyped) and o.reason]
+        raise SplitError(f"{error}; {_listed(called)} only keeps their size" if called else str(error)) from error
     tail = [(n, o) for n, o in written if o.point in _CONVERSIONS]
     rest = [(n, o) for n, o in written if (n, o) not in crops + tail]
     flips = _flips_of_the_loader(rest, most)
@@ -131,7 +126,7 @@ def describe(split: EngineSplit) -> list[str]:
     lines = [f"{_listed(split.decoded)}: by the loader, while decoding"] if split.decoded else []
     operations = [one.operation for one in split.augmentation.operations if isinstance(one, DeviceOperation)]
     for is_own, group in itertools.groupby(operations, lambda operation: isinstance(operation, Untyped)):
-        names = ", ".join(operation.name for operation in group)
+        names = ", ".join(map(_title, group))
         lines.append(
             f"{names}: by a call for each image in the training process, which is slow"
             if is_own
@@ -210,24 +205,29 @@ def _is_symmetric(operation: Operation, move: Operation) -> bool:
 def _refusal(before: Operation, after: Operation, change: Swap) -> str:
     """Return why ``after`` cannot be done first, and what can be done about it."""
     if after.spatial in _CROPS:
-        stands = f"{before.name} stands before {after.name}, which loaders do first, while they decode"
+        stands = f"{_title(before)} stands before {after.name}, which loaders do first, while they decode"
         if isinstance(before, Untyped):
             return (
-                f"{stands}; nothing is known of what it does: put it behind {after.name}, where it gets a tensor of "
+                f"{stands}; {_unknown(before)}: put it behind {after.name}, where it gets a tensor of "
                 "uint8 (3, H, W), or leave it out if it converts to RGB, which images are"
             )
         if isinstance(before, PaddedRandomCrop):
             return f"{stands}: put it behind {after.name}, its size and padding in pixels of what comes out there"
         return f"{stands}, and cannot be moved behind it, {_WHY[change]}: put it there if you mean that"
     if before.point in _CONVERSIONS:
-        stands = f"{after.name} stands behind {before.name}, which the device does last"
+        stands = f"{_title(after)} stands behind {before.name}, which the device does last"
         if isinstance(after, Untyped):
-            return (
-                f"{stands}; nothing is known of what it does: put it before ToTensor, where it gets a tensor of uint8 "
-                "(3, H, W)"
-            )
+            return f"{stands}; {_unknown(after)}: put it before ToTensor, where it gets a tensor of uint8 (3, H, W)"
         return f"{stands}, and cannot be moved before it, {_WHY[change]}: put it before ToTensor if you mean that"
-    return f"{after.name} stands behind {before.name} and cannot be moved before it, {_WHY[change]}"
+    return f"{_title(after)} stands behind {_title(before)} and cannot be moved before it, {_WHY[change]}"
+
+
+def _title(operation: Operation) -> str:
+    return operation.title if isinstance(operation, Untyped) else operation.name
+
+
+def _unknown(operation: Untyped) -> str:
+    return "it is called as it is" if operation.reason else "nothing is known of what it does"
 
 
 _WHY = {

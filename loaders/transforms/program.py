@@ -22,17 +22,27 @@ class Untyped(Operation):
 
     Attributes:
         reason: what of one of torchvision's transforms no typed operation can do; empty for other functions.
+        instead: why loaders and device cannot call it in its place either, or what to do then; empty where they can.
     """
 
     function: Callable[[Any], Any]
     reason: str = ""
+    instead: str = ""
 
     @property
     def name(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
+    @property
+    def title(self) -> str:
+        """Its name and the reason, if there is one."""
+        return f"{self.name} {self.reason}".rstrip()
+
     def step(self, uniforms: np.ndarray, size: Size) -> Step:
         return steps.Call(self.function)
+
+
+_CONVERSION = "ToFloat (ToTensor, or ToDtype(torch.float32, scale=True))"
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Program:
     """A transform list, for RGB images of bytes.
 
     Raises:
-        ValueError: it normalizes bytes, converts or normalizes twice, or does to them later what is for bytes alone.
+        ValueError: it normalizes bytes, converts or normalizes twice or now and then, or does to floating-point pixels
+            what is for bytes alone.
     """
 
     operations: tuple[Operation, ...]
@@ -50,11 +61,19 @@ class Program:
         for kind in (Point.TO_FLOAT, Point.NORMALIZE):
             if names.count(kind) > 1:
                 raise ValueError(f"the program {kind.value} more than once")
+        for operation in self.operations:
+            if operation.point in (Point.TO_FLOAT, Point.NORMALIZE) and operation.probability < 1:
+                raise ValueError(
+                    f"{operation.name} with a probability below 1 would give images of two kinds: let it be done always"
+                )
         if Point.NORMALIZE in names and Point.TO_FLOAT not in names[: names.index(Point.NORMALIZE)]:
-            raise ValueError("Normalize takes floating-point pixels: put ToFloat before it")
+            for operation in self.operations[: names.index(Point.NORMALIZE)]:
+                if isinstance(operation, Untyped) and operation.instead:  # it may be the conversion
+                    raise ValueError(f"{operation.title}: {operation.instead}")
+            raise ValueError(f"Normalize takes floating-point pixels: put {_CONVERSION} before it")
         for operation in self.operations[names.index(Point.TO_FLOAT) if Point.TO_FLOAT in names else len(names) :]:
             if operation.spatial is Spatial.ANY:
-                raise ValueError(f"{operation.name} takes bytes: put it before ToFloat")
+                raise ValueError(f"{operation.name} takes bytes: put it before {_CONVERSION}")
 
     def __len__(self) -> int:
         return len(self.operations)

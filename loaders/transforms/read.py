@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import transforms as v1
-from torchvision.transforms import v2
+from torchvision import tv_tensors
 
 from kernels.device import Color
 from loaders import draws
@@ -43,24 +44,38 @@ from loaders.transforms.values import (
     color_jitter,
 )
 
-_LISTS = ("Compose", "Sequential")
-_NOTHING = ("ToImage", "PILToTensor", "ToPureTensor", "Identity", "RGB", "ToPILImage")
+_NOTHING = ("ToImage", "PILToTensor", "ToPureTensor", "Identity", "RGB")
+_FLIPS = ("RandomHorizontalFlip", "RandomVerticalFlip")
+_IMAGES = (tv_tensors.Image, Image.Image, torch.Tensor)  # the types of images, for options that differ by type
+_BILINEAR = "loaders resize bilinearly and antialiased, not so"
+_FLOAT = "pixels become float32, white as 1"
 
 
 _Reader = Callable[[Any, Sequence[Operation]], list[Operation]]
 
 
 class _UnreadableError(Exception):
-    """An option of a transform that has no typed counterpart; the message names it."""
+    """An option of a transform that has no typed counterpart.
+
+    Args:
+        reason, instead: see `Untyped`.
+    """
+
+    def __init__(self, reason: str, instead: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.instead = reason, instead
 
 
 def read_compose(transform: Any) -> Program:
     """Return the program that a torchvision ``Compose`` stands for, or a list of transforms, or a single one.
 
+    An ``nn.Sequential`` of torchvision's transforms is a list, too.
+
     What is unknown, or has options that no typed operation has, is kept as it is and called where it stands.
 
     Raises:
-        ValueError: the transforms contradict each other, as a Normalize that stands before any ToTensor.
+        ValueError: the transforms contradict each other, as a Normalize that stands before any ToTensor, or one has
+            options that it cannot have.
     """
     operations: list[Operation] = []
     for one in _without_pads(list(_flat([transform]))):
@@ -72,26 +87,45 @@ def _flat(transforms: Iterable[Any]) -> Iterable[Any]:
     for transform in transforms:
         if isinstance(transform, list | tuple):
             yield from _flat(transform)
-        elif _is_torchvision(transform) and type(transform).__name__ in _LISTS:
+        elif _is_torchvision(transform) and type(transform).__name__ == "Compose":
             yield from _flat(transform.transforms)
+        elif _is_sequential(transform):
+            yield from _flat(list(transform))
         else:
             yield transform
 
 
+def _is_sequential(transform: Any) -> bool:
+    """Return whether it is what torchvision offers for a Compose that can be scripted."""
+    return type(transform) is nn.Sequential and all(_is_torchvision(one) or _is_sequential(one) for one in transform)
+
+
 def _without_pads(transforms: list[Any]) -> list[Any]:
-    """Join each Pad with the RandomCrop behind it, mirrors between them aside: one window of the padded image."""
+    """Join each Pad with the RandomCrop behind it, which is one window of the padded image.
+
+    Mirrors may stand between them where the border is as wide on either side.
+    """
     for place, pad in enumerate(transforms):
-        if not (_is_torchvision(pad) and type(pad).__name__ == "Pad"):
+        if _kind(pad) != "Pad":
             continue
+        left, top, right, bottom = _padding(pad)
         end = place + 1
-        while end < len(transforms) and isinstance(transforms[end], v1.RandomHorizontalFlip | v2.RandomHorizontalFlip):
+        while end < len(transforms) and _kind(transforms[end]) in _FLIPS:
             end += 1
-        crop = transforms[end] if end < len(transforms) else None
-        if isinstance(crop, v1.RandomCrop | v2.RandomCrop) and not crop.padding and not crop.pad_if_needed:
+        between = transforms[place + 1 : end]
+        kinds = {_kind(flip) for flip in between}
+        if ("RandomHorizontalFlip" in kinds and left != right) or ("RandomVerticalFlip" in kinds and top != bottom):
+            continue
+        crop: Any = transforms[end] if end < len(transforms) else None
+        if _kind(crop) == "RandomCrop" and not _is_padded(crop) and not crop.pad_if_needed:
             joined = v1.RandomCrop(crop.size, pad.padding, fill=pad.fill, padding_mode=pad.padding_mode)
-            between = transforms[place + 1 : end]
             return _without_pads([*transforms[:place], *between, joined, *transforms[end + 1 :]])
     return transforms
+
+
+def _kind(transform: Any) -> str:
+    """Return the name of one of torchvision's transforms; of anything else, one's own subclasses too, nothing."""
+    return type(transform).__name__ if _is_torchvision(transform) else ""
 
 
 def _is_torchvision(transform: Any) -> bool:
@@ -102,15 +136,16 @@ def _read(transform: Any, before: Sequence[Operation]) -> list[Operation]:
     """Return the operations of one transform."""
     if isinstance(transform, Operation):
         return [transform]
-    name = type(transform).__name__
-    if _is_torchvision(transform):
-        if name in _NOTHING and not (name == "ToPILImage" and _is_float(before)):
-            return []
-        if name in _READERS:
-            try:
-                return _READERS[name](transform, before)
-            except _UnreadableError as error:
-                return [Untyped(transform, reason=str(error))]
+    name = _kind(transform)
+    if name in _NOTHING:
+        return []
+    if name in _READERS:
+        try:
+            return _READERS[name](transform, before)
+        except _UnreadableError as error:
+            return [Untyped(transform, error.reason, error.instead)]
+        except TypeError as error:
+            raise ValueError(f"{name} has an option that cannot be read: {error}") from error
     if not callable(transform):
         raise ValueError(f"{transform!r} is no transform: it cannot be called")
     return [Untyped(transform)]
@@ -120,24 +155,55 @@ def _is_float(before: Sequence[Operation]) -> bool:
     return any(operation.point is Point.TO_FLOAT for operation in before)
 
 
+def _for_images(value: Any, name: str) -> Any:
+    """Return an option's value for images, where it may differ by type."""
+    if not isinstance(value, dict):
+        return value
+    values = [value[kind] for kind in _IMAGES if kind in value] or [
+        one for key, one in value.items() if key == "others"
+    ]
+    if not values or any(one != values[0] for one in values):
+        raise _UnreadableError(f"with {name} for no type of images, or of several values for them")
+    return values[0]
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return three numbers, of which one may have been given for all channels."""
+    values = [float(v) for v in (value if isinstance(value, Iterable) else [value])]
+    if len(values) not in (1, 3):
+        raise _UnreadableError("of other than three channels", "images have three")
+    return values * (3 // len(values))
+
+
 def _to_float(transform: Any, before: Sequence[Operation]) -> list[Operation]:
-    dtype = getattr(transform, "dtype", torch.float32)
-    if not getattr(transform, "scale", True) or dtype not in (torch.float32, torch.uint8):
-        raise _UnreadableError("with another type than float32, or without scale=True")
-    if (dtype == torch.float32) == _is_float(before):
+    dtype, is_float = _for_images(getattr(transform, "dtype", torch.float32), "types"), _is_float(before)
+    if dtype == (torch.float32 if is_float else torch.uint8):
         return []
-    if dtype == torch.uint8:
-        raise _UnreadableError("that turns floating-point pixels back into bytes")
+    if is_float and dtype == torch.uint8:
+        raise ValueError(_back_to_bytes(transform))
+    if dtype != torch.float32:
+        raise _UnreadableError("with another type than float32", _FLOAT)
+    if not getattr(transform, "scale", True):
+        raise _UnreadableError("without scale=True", f"{_FLOAT}, so give it scale=True")
     return [ToFloat()]
 
 
+def _to_pil(transform: Any, before: Sequence[Operation]) -> list[Operation]:
+    if _is_float(before):
+        raise ValueError(_back_to_bytes(transform))
+    if transform.mode not in (None, "RGB"):
+        raise _UnreadableError(f'with mode="{transform.mode}"', "images are RGB")
+    return []
+
+
+def _back_to_bytes(transform: Any) -> str:
+    name = type(transform).__name__
+    return f"{name} turns floating-point pixels back into bytes: leave it out, and the conversion before it"
+
+
 def _normalize(transform: Any, before: Sequence[Operation]) -> list[Operation]:
-    mean, std = (tuple(float(v) for v in values) for values in (transform.mean, transform.std))
-    if len(mean) == len(std) == 1:
-        mean, std = mean * 3, std * 3
-    if len(mean) != 3 or len(std) != 3:
-        raise _UnreadableError("of other than three channels")
-    return [Normalize(mean, std)]
+    mean, std = _numbers(transform.mean), _numbers(transform.std)
+    return [Normalize((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))]
 
 
 def _size(value: Any) -> Size:
@@ -149,9 +215,10 @@ def _size(value: Any) -> Size:
 def _interpolation(transform: Any) -> Interpolation:
     mode = _mode(transform)
     if mode not in get_args(Interpolation):
-        raise _UnreadableError(f"with the interpolation {mode}")
-    if getattr(transform, "antialias", True) is False:
-        raise _UnreadableError("with antialias=False")
+        raise _UnreadableError(f"with the interpolation {mode}", _BILINEAR)
+    antialias = getattr(transform, "antialias", True)
+    if not antialias:  # None is False for tensors
+        raise _UnreadableError(f"with antialias={antialias}", _BILINEAR)
     return mode
 
 
@@ -163,7 +230,7 @@ def _mode(transform: Any) -> Any:
 
 def _resize(transform: Any, before: Sequence[Operation]) -> list[Operation]:
     if transform.size is None or getattr(transform, "max_size", None) is not None:
-        raise _UnreadableError("with max_size")
+        raise _UnreadableError("with max_size", "give it the shorter side alone, or both sides")
     sides = list(transform.size) if isinstance(transform.size, Sequence) else [transform.size]
     size = int(sides[0]) if len(sides) == 1 else _size(sides)
     return [Resize(size, _interpolation(transform))]
@@ -176,11 +243,22 @@ def _random_resized_crop(transform: Any, before: Sequence[Operation]) -> list[Op
 
 def _random_crop(transform: Any, before: Sequence[Operation]) -> list[Operation]:
     if transform.pad_if_needed:
-        raise _UnreadableError("with pad_if_needed")
+        raise _UnreadableError("with pad_if_needed", "leave that out, and resize to no less before it")
     size = _size(transform.size)
-    if not transform.padding:
+    if not _is_padded(transform):
         return [RandomCrop(size)]
     return [PaddedRandomCrop(size, _padding(transform), _border(transform), _fill(transform.fill, before))]
+
+
+def _is_padded(crop: Any) -> bool:
+    return bool(crop.padding) and any(_padding(crop))
+
+
+def _pad(transform: Any, before: Sequence[Operation]) -> list[Operation]:
+    raise _UnreadableError(
+        "that is not of one window with a RandomCrop",
+        "images have to stay as large: put a RandomCrop right behind it, the flips elsewhere",
+    )
 
 
 def _padding(transform: Any) -> tuple[int, int, int, int]:
@@ -202,16 +280,8 @@ def _border(transform: Any) -> Border:
 
 def _fill(value: Any, before: Sequence[Operation]) -> Color:
     """Return a color as fractions of white from values as pixels have them at this place of the program."""
-    if isinstance(value, dict):
-        value = value.get("others", 0)
-    if value is None:
-        value = 0
-    if isinstance(value, str):
-        raise _UnreadableError(f"filled with {value}")
-    values = [float(v) for v in (value if isinstance(value, Sequence) else [value])]
-    if len(values) not in (1, 3):
-        raise _UnreadableError("with a fill of other than three channels")
-    color = values * (3 // len(values))
+    value = _for_images(value, "fills")
+    color = _numbers(0 if value is None else value)
     if not _is_float(before):
         color = [v / 255 for v in color]
     for operation in before:
@@ -224,8 +294,10 @@ def _fill(value: Any, before: Sequence[Operation]) -> Color:
 
 
 def _rotation(transform: Any, before: Sequence[Operation]) -> list[Operation]:
-    if transform.expand or transform.center is not None:
-        raise _UnreadableError("with expand or center")
+    if transform.expand:
+        raise _UnreadableError("with expand=True", "images have to stay as large, so leave that out")
+    if transform.center is not None:
+        raise _UnreadableError("with a center")
     mode = _mode(transform)
     if mode not in get_args(RotationInterpolation):
         raise _UnreadableError(f"with the interpolation {mode}")
@@ -263,8 +335,8 @@ def _of_bytes(make: Callable[[Any], Operation]) -> _Reader:
 
 
 def _erasing(transform: Any, before: Sequence[Operation]) -> list[Operation]:
-    if transform.value is None:  # of v2; of v1, which keeps the string, the fill says so
-        raise _UnreadableError("filled with noise")
+    if transform.value in (None, "random"):  # of v2 and of v1
+        raise _UnreadableError("filled with noise", "give it a value, as boxes get one color")
     fill = _fill(transform.value, before)
     scale, ratio = tuple(transform.scale), tuple(transform.ratio)
     return [Erasing(probability=transform.p, scale=scale, ratio=ratio, fill=fill)]
@@ -284,7 +356,7 @@ def _jitter(transform: Any, before: Sequence[Operation]) -> list[Operation]:
 
 def _grayscale(transform: Any, before: Sequence[Operation]) -> list[Operation]:
     if getattr(transform, "num_output_channels", 3) != 3:
-        raise _UnreadableError("to one channel")
+        raise _UnreadableError("to one channel", "images keep three channels, so give it num_output_channels=3")
     return [Grayscale(probability=getattr(transform, "p", 1.0))]
 
 
@@ -307,23 +379,34 @@ def _policy(transform: Any, before: Sequence[Operation]) -> list[Operation]:
 
 def _random_apply(transform: Any, before: Sequence[Operation]) -> list[Operation]:
     operations: list[Operation] = []
-    for one in transform.transforms:
+    for one in _flat(transform.transforms):
         operations += _read(one, [*before, *operations])
+    for operation in operations:
+        if isinstance(operation, Untyped) and operation.instead:
+            raise _UnreadableError(f"of {operation.title}", operation.instead)
+        if operation.point in (Point.TO_FLOAT, Point.NORMALIZE) and transform.p < 1:
+            raise _UnreadableError(
+                f"of {operation.name}", "all images have to be of one kind, so let it be done always"
+            )
+    if not operations:
+        return []
     if len(operations) > 1 and not _is_float(before) and all(map(can_be_together, operations)):
         return [Together(tuple(operations), probability=transform.p)]
-    if len(operations) != 1 or isinstance(operations[0], Untyped) or operations[0].probability < 1:
+    if len(operations) != 1 or isinstance(operations[0], Untyped):
         raise _UnreadableError("of other than one operation that is known")
-    return [replace(operations[0], probability=transform.p)]
+    return [replace(operations[0], probability=transform.p * operations[0].probability)]
 
 
 _READERS: dict[str, _Reader] = {
     "ToTensor": _to_float,
     "ToDtype": _to_float,
     "ConvertImageDtype": _to_float,
+    "ToPILImage": _to_pil,
     "Normalize": _normalize,
     "Resize": _resize,
     "CenterCrop": lambda t, _: [CenterCrop(_size(t.size))],
     "RandomCrop": _random_crop,
+    "Pad": _pad,
     "RandomResizedCrop": _random_resized_crop,
     "RandomHorizontalFlip": lambda t, _: [HorizontalFlip(probability=t.p)],
     "RandomVerticalFlip": lambda t, _: [VerticalFlip(probability=t.p)],
