@@ -22,7 +22,22 @@ import torch
 from loaders.cache import cache_dir
 from loaders.files import atomic_file
 from loaders.transforms.fusion import Window
-from loaders.transforms.steps import Box, Call, Crop, Erase, Resize, ResizedCrop, Size, Skip, Step
+from loaders.transforms.steps import (
+    Blur,
+    Box,
+    Call,
+    Crop,
+    Erase,
+    PaddedCrop,
+    Resize,
+    ResizedCrop,
+    Several,
+    Size,
+    Skip,
+    Step,
+)
+
+_FORMAT = 2  # of the file: what its keys and numbers mean
 
 _SIZES: tuple[Size, ...] = ((64, 64), (128, 128), (224, 224), (320, 384), (480, 640))
 _RESIZES: tuple[tuple[Size, Size], ...] = (
@@ -38,6 +53,7 @@ _RESIZES: tuple[tuple[Size, Size], ...] = (
 _MARGIN = 16  # pixels around a box, so that what is cut out is no contiguous memory
 _REPETITIONS = 5
 _SECONDS = 0.01  # of one measurement at least, so that the clock's ticks do not matter
+_LONG = 50.0  # milliseconds; what takes longer is taken to be in proportion at larger sizes
 
 Execute = Callable[[Step, np.ndarray, str, bool], Callable[[], object]]
 """From a step, uint8 pixels (H, W, 3), backend and representation (float or not) to a call that does it."""
@@ -119,16 +135,17 @@ class Costs:
         return _interpolate(touched[0] * touched[1], known)
 
     def _pixels(self, step: Step, backend: str, is_float: bool) -> list[float]:
-        times = []
+        times: list[float] = []
         for size in _SIZES:
-            sample: Step = step
-            source = size
-            if isinstance(step, Crop):
-                source = (size[0] + 2 * _MARGIN, size[1] + 2 * _MARGIN)
-                sample = Crop(Box(_MARGIN, _MARGIN, size[1], size[0]))
-            elif isinstance(step, Erase):
-                sample = replace(step, box=Box(size[1] // 4, size[0] // 4, size[1] // 3, size[0] // 3))
-            times.append(cpu_ms(self.execute(sample, _noise(source), backend, is_float)))
+            if times and times[-1] > _LONG:
+                last = _SIZES[len(times) - 1]
+                times.append(times[-1] * size[0] * size[1] / (last[0] * last[1]))
+                continue
+            least = _least_side(step)
+            taken = max(size[0], least), max(size[1], least)
+            sample, source = _sample(step, taken)
+            measured = cpu_ms(self.execute(sample, _noise(source), backend, is_float))
+            times.append(measured * size[0] * size[1] / (taken[0] * taken[1]))
         return times
 
     def _resize(self, step: Resize | Window, backend: str, is_float: bool) -> list[float]:
@@ -158,7 +175,30 @@ def costs_file() -> Path:
     except (OSError, StopIteration):
         processor = platform.processor()
     machine = hashlib.sha256("|".join([platform.machine(), processor, *versions]).encode()).hexdigest()[:16]
-    return cache_dir() / f"transform-costs-{machine}.json"
+    return cache_dir() / f"transform-costs-{_FORMAT}-{machine}.json"
+
+
+def _sample(step: Step, size: Size) -> tuple[Step, Size]:
+    """Return a step that costs as much for each pixel, and the size of an image of which it touches so many pixels.
+
+    Boxes are in proportion to the size, whatever those of the step are.
+    """
+    height, width = size
+    match step:
+        case Crop():
+            return Crop(Box(_MARGIN, _MARGIN, width, height)), (height + 2 * _MARGIN, width + 2 * _MARGIN)
+        case PaddedCrop():
+            return replace(step, box=Box(-(width // 8), -(height // 8), width, height)), size
+        case Erase():
+            return replace(step, box=Box(width // 4, height // 4, width // 3, height // 3)), size
+    return step, size
+
+
+def _least_side(step: Step) -> int:
+    """Return the side in pixels of the smallest image that a step can be done to, whatever its boxes."""
+    if isinstance(step, Several):
+        return max(map(_least_side, step.steps), default=1)
+    return step.kernel_size // 2 + 1 if isinstance(step, Blur) else 1  # as far as the image is reflected
 
 
 def _noise(size: Size) -> np.ndarray:

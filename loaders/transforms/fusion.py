@@ -27,6 +27,10 @@ class Window(Step):
     def output_size(self, size: Size) -> Size:
         return self.size
 
+    def cost_key(self) -> str:
+        across, down = self.flips
+        return "Window" + " cut" * self.cut + " mirrored" * across + " upside down" * down
+
 
 @dataclass(frozen=True)
 class FloatNormalize(Step):

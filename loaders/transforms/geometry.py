@@ -208,6 +208,7 @@ class RandomResizedCrop(Operation):
     interpolation: Interpolation = "bilinear"
     spatial = Spatial.RESIZED_CROP
     draws_parameters = True
+    typical_draw = 0.5  # the mean area
 
     @property
     def gain(self) -> float:

@@ -116,7 +116,7 @@ def ordered(program: Program, order: Order, costs: Costs, size: Size, backend: s
 
 
 class Pricing:
-    """The predicted cost of a segment's orders, each operation's parameters in the middle of their range.
+    """The predicted cost of a segment's orders, each operation with typical parameters.
 
     Args:
         operations: of the segment.

@@ -111,6 +111,9 @@ class PaddedCrop(Step):
     def turned(self, quarters: int, size: Size) -> Self:
         return replace(self, box=self.box.turned(quarters, size))
 
+    def cost_key(self) -> str:
+        return f"PaddedCrop {self.border}"
+
 
 @dataclass(frozen=True)
 class Resize(Step):
@@ -167,6 +170,9 @@ class Turn(Step):
     def mirrored(self, horizontally: bool, size: Size) -> Self:
         return replace(self, quarters=-self.quarters % 4)
 
+    def cost_key(self) -> str:
+        return f"Turn {self.quarters}"
+
 
 @dataclass(frozen=True)
 class Rotate(Step):
@@ -178,6 +184,9 @@ class Rotate(Step):
 
     def mirrored(self, horizontally: bool, size: Size) -> Self:
         return replace(self, degrees=-self.degrees)
+
+    def cost_key(self) -> str:
+        return f"Rotate {self.interpolation}"
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,9 @@ class Affine(Step):
         translation = (-right, down) if horizontally else (right, -down)
         shear = (-self.shear[0], -self.shear[1])
         return replace(self, degrees=-self.degrees, translation=translation, shear=shear)
+
+    def cost_key(self) -> str:
+        return f"Affine {self.interpolation}"
 
 
 @dataclass(frozen=True)
@@ -348,7 +360,7 @@ class Change(Step):
     changes: tuple[tuple[Callable[[Any, Any], Any], tuple[float, ...]], ...]
 
     def cost_key(self) -> str:
-        return self.name
+        return " + ".join([self.name, *(getattr(change, "__name__", str(change)) for change, _ in self.changes)])
 
 
 @dataclass(frozen=True)
