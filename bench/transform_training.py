@@ -191,8 +191,7 @@ def costs_alone(data: str, folder: Path, resolutions: Sequence[int]) -> Costs:
         assert read is not None
         measured = transform_costs(plan_order(read.program, machine_costs()), train)
         if measured is not None:
-            badly, well = measured
-            costs[resolution] = {BADLY: badly, WELL: well}
+            costs[resolution] = {BADLY: measured.before, WELL: measured.after}
     return costs
 
 

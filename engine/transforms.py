@@ -23,11 +23,12 @@ from engine.setup import Normalization
 from engine.validation import replaced_by_transforms
 from loaders.augment import Augmentation
 from loaders.dataset import ImageDataset
-from loaders.transforms import Plan, Program, SplitError, explain, machine_costs, plan, read_compose, split_for_engine
+from loaders.transforms import Plan, Program, explain, machine_costs, plan, read_compose
 from loaders.transforms.device import DeviceOperation
-from loaders.transforms.engine_split import EngineSplit, describe
+from loaders.transforms.engine_split import EngineSplit, describe, split_by_mode
+from loaders.transforms.explain import Measured
 from loaders.transforms.legality import Swap
-from loaders.transforms.planner import TYPICAL_SIZE, Reorder
+from loaders.transforms.planner import TYPICAL_SIZE
 from loaders.transforms.program import Untyped
 from loaders.transforms.steps import Size
 from loaders.transforms.types import Point
@@ -37,7 +38,6 @@ logger = logging.getLogger("headrace")
 NAME = "transforms"  # what a file of transforms has to define
 COPY = "transforms.py"  # the file, in the run's folder
 BACKEND = "torchvision"  # whose costs are compared: what the list would run on as it is
-_MOST = {"exact": Swap.EXACT, "approx": Swap.APPROX, "off": Swap.SAME}
 _NOTHING = Program(())
 _PATIENCE = 1.0  # seconds of measuring costs after which it is said
 
@@ -89,16 +89,29 @@ class Arrangement:
             return None
         return Normalization(self.split.mean, self.split.std)
 
-    def text(self, measured: tuple[float, float] | None = None) -> str:
+    def done(self) -> Plan:
+        """Return the order that loader and device keep to, which need not be the plan's, priced as the plan is."""
+        program = self.plan.program
+        orders = [
+            tuple(number - segment.start for number in self.split.order if number in segment)
+            for segment in program.segments()
+        ]
+        priced = plan(program, machine_costs(), self.plan.size, self.plan.backend, chosen=orders)
+        moved = self.split.order != tuple(range(len(program)))
+        return replace(priced, swap=max(self.plan.swap, self.split.swap) if moved else Swap.SAME)
+
+    def text(self, measured: Measured | None = None) -> str:
         """Return in lines what was moved, what that saves, and who does what.
 
         Args:
-            measured: CPU time of an image as written and as planned, in milliseconds.
+            measured: on images, of the order as written and of what is done.
         """
-        operations = self.plan.program.operations
+        done = self.done()
+        operations = done.operations
         batched = [one.number for one in self.augmentation.operations if isinstance(one, DeviceOperation)]
-        last = [n for n in self.plan.numbers if operations[n].point in (Point.TO_FLOAT, Point.NORMALIZE)]
-        said = explain(self.plan, machine_costs(), measured, on_device=[*batched, *last])
+        points = zip(done.numbers, operations, strict=True)
+        last = [number for number, one in points if one.point in (Point.TO_FLOAT, Point.NORMALIZE)]
+        said = explain(done, machine_costs(), measured, on_device=[*batched, *last])
         return "\n".join([said, *describe(self.split)])
 
 
@@ -189,7 +202,7 @@ def arrange(
         if isinstance(planned, str):
             raise ValueError(planned)
         planned = replace(planned, program=transforms.program)
-        split = _split(planned, options.reorder, train.common_size)
+        split = split_by_mode(planned, options.reorder, train.common_size, "--reorder {}")
         if split.resolution < MIN_RESOLUTION:
             raise ValueError(f"images of {split.resolution} pixels are too small; at least {MIN_RESOLUTION} are needed")
     except ValueError as error:
@@ -203,24 +216,6 @@ def _typical_size(train: ImageDataset) -> Size:
     if not len(train):
         return TYPICAL_SIZE
     return round(float(np.median(train.heights))), round(float(np.median(train.widths)))
-
-
-def _split(planned: Plan, mode: Reorder, image_size: Size | None) -> EngineSplit:
-    """Return the split, or raise a SplitError that also says whether another ``--reorder`` would allow it."""
-    refusal: SplitError | None = None
-    for tried in ("off", "exact", "approx"):
-        if _MOST[tried] < _MOST[mode]:
-            continue
-        try:
-            split = split_for_engine(planned, _MOST[tried], image_size)
-        except SplitError as error:
-            refusal = refusal or error
-            continue
-        if refusal is None:
-            return split
-        raise SplitError(f"{refusal}; or allow it by --reorder {tried}") from refusal
-    assert refusal is not None
-    raise refusal
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from loaders.transfer import DeviceBatch, Transfer
 
 if TYPE_CHECKING:
     from loaders.transforms import EngineSplit
+    from loaders.transforms.planner import Reorder
 
 logger = logging.getLogger("headrace")
 
@@ -52,8 +53,10 @@ class ImageLoader:
         loader: a backend of loaders.registry.
         num_workers: processes or threads; None for one for each usable core.
         device: where the batches go.
-        mean, std: of the normalization, for pixels in 0..1; None for what the transform list says (which without a
-            Normalize is none) or, without such a list, for ImageNet's.
+        reorder: what may change where operations of a transform list change places: nothing ("off"), nothing beyond
+            rounding ("exact"), or pixels at edges and where values clip, and bilinear may stand for bicubic ("approx").
+        mean, std: of the normalization, for pixels in 0..1; None for the transform list's, which without a Normalize
+            leaves them in 0..1, whether it converts or not, or, without such a list, for ImageNet's.
         dtype: of the images.
         seed: of everything drawn.
         drop_last: leave out the last training batch of an epoch when it is not full.
@@ -73,6 +76,7 @@ class ImageLoader:
         batch_size: int = 64,
         train: bool = True,
         augment: str | Augmentation | Any = "light",
+        reorder: Reorder = "exact",
         loader: str = "torch",
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
@@ -99,8 +103,14 @@ class ImageLoader:
             self.augmentation = PRESETS[augment] if isinstance(augment, str) else augment
             self.resolution = resolution
         else:
-            split = _split(augment, dataset)
-            self.augmentation, mean, std = split.augmentation, mean or split.mean, std or split.std
+            if reorder not in ("off", "exact", "approx"):
+                raise ValueError(f"reorder is off, exact or approx, not {reorder!r}")
+            split = _split(augment, dataset, reorder)
+            if mean is None and std is None and split.mean is None:
+                logger.info("no Normalize among the transforms: pixels are in 0..1")
+            self.augmentation = split.augmentation
+            mean = mean or split.mean or (0.0, 0.0, 0.0)
+            std = std or split.std or (1.0, 1.0, 1.0)
             self.resolution = resolution or split.resolution
         self.seed = seed
         self.drop_last = drop_last
@@ -182,15 +192,16 @@ class ImageLoader:
         self.close()
 
 
-def _split(transforms: Any, dataset: ImageDataset) -> EngineSplit:
+def _split(transforms: Any, dataset: ImageDataset, reorder: Reorder) -> EngineSplit:
     """Split a transform list for images of a data set, and log who does what.
 
     No order of it is sought: what is dear, decoding and resizing, has its place, and on the device costs hardly differ.
     """
-    from loaders.transforms import Plan, Program, describe, read_compose, split_for_engine  # imports torchvision's
+    from loaders.transforms import Plan, Program, describe, read_compose  # imports those of torchvision
+    from loaders.transforms.engine_split import split_by_mode
 
     program = transforms if isinstance(transforms, Program | Plan) else read_compose(transforms)
-    split = split_for_engine(program, image_size=dataset.common_size)
+    split = split_by_mode(program, reorder, dataset.common_size, 'reorder="{}"')
     for line in describe(split):
         logger.info("%s", line)
     return split

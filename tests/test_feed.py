@@ -113,6 +113,36 @@ def test_a_transform_list_for_evaluation(dataset: ImageDataset) -> None:
         ImageLoader(dataset, augment="light")
 
 
+def test_a_list_without_a_normalize_leaves_pixels_in_0_to_1(
+    dataset: ImageDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    crop = v2.RandomResizedCrop(24)
+    batches = []
+    for listed in ([crop], [crop, v2.ToDtype(torch.float32, scale=True)]):
+        with ImageLoader(dataset, augment=listed, num_workers=0) as loader:
+            batches.append(next(iter(loader))[0])
+    assert torch.equal(*batches)
+    assert 0 <= batches[0].min() < batches[0].max() <= 1
+    with (
+        caplog.at_level("INFO", "headrace"),
+        ImageLoader(dataset, augment=[crop], mean=(0.5,) * 3, std=(0.5,) * 3, num_workers=0) as loader,
+    ):
+        torch.testing.assert_close(next(iter(loader))[0], 2 * batches[0] - 1)
+    assert "pixels are in 0..1" not in caplog.text
+    with caplog.at_level("INFO", "headrace"), ImageLoader(dataset, augment=[crop], num_workers=0):
+        assert "no Normalize among the transforms: pixels are in 0..1" in caplog.text
+
+
+def test_what_may_change_is_chosen(dataset: ImageDataset) -> None:
+    bicubic = [v2.RandomResizedCrop(24, interpolation=v2.InterpolationMode.BICUBIC)]
+    with pytest.raises(ValueError, match='let it be bilinear; or allow it by reorder="approx"'):
+        ImageLoader(dataset, augment=bicubic)
+    with pytest.raises(ValueError, match="reorder is off, exact or approx"):
+        ImageLoader(dataset, augment=bicubic, reorder="all")  # type: ignore[arg-type]
+    with ImageLoader(dataset, augment=bicubic, reorder="approx", num_workers=0) as loader:
+        assert loader.resolution == 24
+
+
 def test_images_of_one_size_need_no_resize(tmp_path: Path) -> None:
     dataset = dataset_of([*photos(tmp_path, 4, [(32, 32)]), damaged(tmp_path, "empty")])
     with ImageLoader(dataset, augment=[v2.RandomCrop(32, padding=4), *TO_FLOAT], num_workers=0) as loader:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from engine import train, transforms
@@ -17,14 +18,16 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.command import load_config
 from engine.config import AugmentConfig, ConfigError
 from engine.distributed import Process
+from engine.preview import transform_costs
 from engine.rundir import read_records
 from engine.saved_model import read_metadata
 from engine.setup import Normalization
-from engine.transforms import arrange, normalization_for, read_transforms
+from engine.transforms import TransformList, arrange, normalization_for, read_transforms
 from kernels.jpeg import JpegLibraryError, load_library
 from loaders.dataset import ImageData
 from loaders.transforms import planner
-from loaders.transforms.geometry import HorizontalFlip, RandomResizedCrop
+from loaders.transforms.geometry import HorizontalFlip, RandomResizedCrop, Rotation, VerticalFlip
+from loaders.transforms.legality import Swap
 from loaders.transforms.program import Program
 from loaders.transforms.values import Normalize, ToFloat
 from tests.folders import image_folder, opened
@@ -349,6 +352,57 @@ def test_an_order_is_kept_as_written_on_demand(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"Brightness stands before .*; or allow it by --reorder approx"):
         arranged(jittered, data)
     assert arranged(jittered, data, reorder="approx").plan.numbers == (1, 0)
+
+
+def test_what_is_said_is_what_is_done(folder: Path, tmp_path: Path) -> None:
+    """The loader crops and flips first, whatever the plan's order is."""
+    data = opened(folder, tmp_path)
+    enlarged = arranged([v2.ColorJitter(0.5), v2.Resize((224, 224)), v1.ToTensor()], data, reorder="approx")
+    assert enlarged.plan.swap < Swap.APPROX
+    assert "after:  Resize -> Brightness -> ToFloat" in enlarged.text()
+    assert "pixels differ at edges" in enlarged.text()
+    policy = v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)
+    flipped = arranged([v2.RandomResizedCrop(32), policy, v2.RandomHorizontalFlip(), v1.ToTensor()], data)
+    assert flipped.plan.numbers == (0, 1, 2, 3)
+    assert "RandAugment moved after HorizontalFlip" in flipped.text()
+    one_sided = Program((RandomResizedCrop((32, 32)), HorizontalFlip(), Rotation((5, 30)), VerticalFlip()))
+    listed = TransformList(one_sided, "")
+    kept = arrange(listed, load_config([]), data.train, ALONE, {"orders": [[0, 1, 3, 2]]})
+    assert kept.plan.numbers == (0, 1, 3, 2)  # which the device does not keep to
+    assert kept.done().numbers == (0, 1, 2, 3)
+    assert "nothing moved" in kept.text()
+    assert "rounding" not in kept.text()
+
+
+def test_differences_are_measured(folder: Path, tmp_path: Path) -> None:
+    data = opened(folder, tmp_path)
+    listed = [v2.ColorJitter(0.9), v2.RandomResizedCrop(32), v2.Lambda(noisy)]
+    approximate = arranged(listed, data, reorder="approx")
+    state = torch.get_rng_state()
+    measured = transform_costs(approximate.done(), data.train)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert measured is not None
+    assert measured.images > 0
+    assert measured.mean is not None
+    assert measured.largest is not None
+    assert 0 <= measured.mean <= measured.largest < 255
+    assert f"measured on {measured.images} image" in approximate.text(measured)
+    same = transform_costs(arranged([v2.RandomResizedCrop(32), v2.Lambda(noisy)], data).done(), data.train)
+    assert same is not None
+    assert same.largest == 0  # the function draws alike
+
+
+def noisy(image: torch.Tensor) -> torch.Tensor:
+    return image // 2 + torch.randint_like(image, 0, 20)
+
+
+def test_a_function_that_fails_is_named_before_training(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    file = written(tmp_path / "mine.py", "[v2.RandomResizedCrop(32), lambda image: image.convert('L')]")
+    with pytest.raises(SystemExit):
+        train.main([str(folder), *SMALL, "--transforms", str(file), "--output", str(tmp_path / "runs"), "--plan"])
+    error = capsys.readouterr().err
+    assert "is given a tensor, uint8 (3, 32, 32) on cpu, and failed: AttributeError" in error
+    assert "Traceback" not in error
 
 
 def test_other_options_beside_a_list_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loaders.transforms.apply import BACKENDS, draw, run
-from loaders.transforms.explain import explain
+from loaders.transforms.explain import Measured, explain
 from loaders.transforms.geometry import (
     Affine,
     CenterCrop,
@@ -227,9 +227,10 @@ def test_the_planner_moves_what_is_dear_behind_what_shrinks() -> None:
     assert chosen.operations[0] is CROP
     assert chosen.operations[-2:] == (ToFloat(), NORMALIZE)
     assert (chosen.swap, chosen.cost_after < chosen.cost_before) == (Swap.EXACT, True)
-    text = explain(chosen, PixelCosts(), measured=(5.8, 1.2))
+    text = explain(chosen, PixelCosts(), measured=Measured(5.8, 1.2, 3, 0.3, 12.0))
     assert "moved after RandomResizedCrop" in text
     assert "5.80 -> 1.20 measured" in text
+    assert "measured on 3 images: mean 0.3, largest 12 of 255" in text
     assert "ToFloat and Normalize can be moved to the device" in text
     assert "levels of 255" in text
 

@@ -75,11 +75,20 @@ def why_not(operation: Operation) -> str | None:
 
 def _called(operation: Untyped, seed: int, row: int) -> draws.Step:
     """Return the step that calls a user's function on one image."""
-    return draws.Step(partial(_call, operation, seed), np.array([row]), np.empty((1, 0), np.float32))
+    return draws.Step(partial(call_on_image, operation, seed), np.array([row]), np.empty((1, 0), np.float32))
 
 
-def _call(operation: Untyped, seed: int, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Call a user's function on a batch of one image, uint8 (1, 3, H, W)."""
+def call_on_image(
+    operation: Untyped, seed: int, images: torch.Tensor, parameters: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Call a user's function on a batch of one image, uint8 (1, 3, H, W), the global generators seeded around it.
+
+    Args:
+        parameters: none; for `loaders.draws.Operation`.
+
+    Raises:
+        LoaderError: the function fails, or returns something of another kind.
+    """
     (image,) = images
     given = f"{operation.name} is given a tensor, {_kind(image)},"
     with _seeded(seed, image.device):

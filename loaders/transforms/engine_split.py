@@ -20,7 +20,7 @@ from loaders.transforms.geometry import (
     VerticalFlip,
 )
 from loaders.transforms.legality import ROTATIONS, Swap, is_nearest, swap
-from loaders.transforms.planner import Plan
+from loaders.transforms.planner import MOST_CHANGE, Plan, Reorder
 from loaders.transforms.policies import Together
 from loaders.transforms.program import Program, Untyped
 from loaders.transforms.steps import Size
@@ -46,6 +46,7 @@ class EngineSplit:
         swap: what this differs in from the program as written, at worst; decoding and resizing apart.
         decoded: names of what the loader does.
         converted: names of what conversion and normalization do at the end.
+        order: numbers of all operations, as written, in the order in which they are done.
         notes: what is done otherwise than the program says, in words.
     """
 
@@ -56,6 +57,7 @@ class EngineSplit:
     swap: Swap
     decoded: tuple[str, ...]
     converted: tuple[str, ...]
+    order: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -117,8 +119,35 @@ def split_for_engine(plan: Plan | Program, most: Swap = Swap.EXACT, image_size: 
         max((change for _, _, change in _moves(arranged)), default=Swap.SAME),
         tuple(operation.name for _, operation in crops + flips),
         tuple(operation.name for _, operation in tail),
+        tuple(number for number, _ in arranged),
         windows.notes,
     )
+
+
+def split_by_mode(plan: Plan | Program, mode: Reorder, image_size: Size | None, option: str) -> EngineSplit:
+    """Split a plan, changing as little as it takes and at most what a mode allows.
+
+    Args:
+        image_size: see `split_for_engine`.
+        option: how a mode is chosen, "{}" in the mode's place, for the message.
+
+    Raises:
+        SplitError: as from `split_for_engine`; it also says whether another mode would allow it.
+    """
+    refusal: SplitError | None = None
+    for tried, most in MOST_CHANGE.items():
+        if most < MOST_CHANGE[mode]:
+            continue
+        try:
+            split = split_for_engine(plan, most, image_size)
+        except SplitError as error:
+            refusal = refusal or error
+            continue
+        if refusal is None:
+            return split
+        raise SplitError(f"{refusal}; or allow it by {option.format(tried)}") from refusal
+    assert refusal is not None
+    raise refusal
 
 
 def describe(split: EngineSplit) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from loaders.transforms.cost import Costs
 from loaders.transforms.legality import Swap
@@ -17,17 +18,34 @@ _CLASSES = {
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a plan on some images.
+
+    Attributes:
+        before, after: CPU time of one image, in milliseconds, as written and as planned.
+        images: how many.
+        mean, largest: difference of pixels between the two, in levels of 255; None where the sizes differ.
+    """
+
+    before: float
+    after: float
+    images: int
+    mean: float | None
+    largest: float | None
+
+
 def explain(
     plan: Plan,
     costs: Costs | None = None,
-    measured: tuple[float, float] | None = None,
+    measured: Measured | None = None,
     on_device: Sequence[int] | None = None,
 ) -> str:
     """Return some lines on a plan.
 
     Args:
         costs: of this machine, to say what a move to the device leaves; None leaves that out.
-        measured: CPU time of one image before and after, in milliseconds.
+        measured: on images, of the order as written and the plan's.
         on_device: numbers, as written, of what is done on the device at the end; None to say what could be done there
             and while decoding.
     """
@@ -36,7 +54,7 @@ def explain(
     moved = moves(plan)
     change = f"{plan.cost_before:.2f} -> {plan.cost_after:.2f} cpu-ms predicted"
     if measured is not None:
-        change += f", {measured[0]:.2f} -> {measured[1]:.2f} measured"
+        change += f", {measured.before:.2f} -> {measured.after:.2f} measured"
     lines.append(f"{'; '.join(moved) if moved else 'nothing moved'}: {change}")
     numbers = plan.numbers
     tail = numbers[len(numbers) - len(device_tail(arranged)) :] if on_device is None else tuple(on_device)
@@ -49,6 +67,9 @@ def explain(
         lines.append(f"{_CLASSES[plan.swap]}: at most {plan.tolerance:.1f} levels of 255")
     elif moved:
         lines.append(_CLASSES[plan.swap])
+    if measured is not None and measured.mean is not None and plan.swap > Swap.SAME:
+        counted = f"{measured.images} image" + "s" * (measured.images != 1)
+        lines.append(f"measured on {counted}: mean {measured.mean:.1f}, largest {measured.largest:.0f} of 255")
     if on_device is None:
         lines += fusions(arranged)
     return "\n".join(lines)

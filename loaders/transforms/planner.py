@@ -25,7 +25,7 @@ Reorder = Literal["exact", "approx", "off"]
 Order = tuple[int, ...]
 
 MOST_ORDERS = 1000  # that are priced; more are left to the rank
-_ALLOWED = {"exact": Swap.EXACT, "approx": Swap.APPROX}
+MOST_CHANGE: dict[Reorder, Swap] = {"off": Swap.SAME, "exact": Swap.EXACT, "approx": Swap.APPROX}
 TYPICAL_SIZE: Size = (375, 500)  # of a photo
 
 
@@ -93,7 +93,7 @@ def plan(
         if chosen is not None:
             best = chosen[place]
         else:
-            best = written if mode == "off" else cheapest(operations, price, _ALLOWED[mode] if rounds else Swap.SAME)
+            best = written if mode == "off" else cheapest(operations, price, MOST_CHANGE[mode] if rounds else Swap.SAME)
         orders.append(best)
         worst = max(worst, classify(operations, best, backend))
         error = error * math.prod(operation.gain for operation in operations) + tolerance(operations, best, backend)

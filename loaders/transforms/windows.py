@@ -87,7 +87,7 @@ class _State:
     def approximate(self, what: str, instead: str) -> None:
         """Note what is not done to the letter, or refuse it."""
         if self.most < Swap.APPROX:
-            raise SplitError(f"{what}: {instead}, or allow what changes pixels visibly")
+            raise SplitError(f"{what}: {instead}")
         self.notes.append(what)
 
     def resize(self, operation: Resize) -> None:
