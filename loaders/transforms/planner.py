@@ -169,20 +169,48 @@ def legal_orders(operations: Sequence[Operation], most: Swap, backend: str) -> I
         operations: without untyped functions, or one such function alone.
         most: what may change at most.
     """
+    return (order for order in _candidates(operations, most) if classify(operations, order, backend) <= most)
+
+
+def _candidates(operations: Sequence[Operation], most: Swap) -> Iterator[Order]:
+    """Yield all legal orders, the one as written first, and few others.
+
+    Orders that would be illegal whatever follows are left off where they begin, so that the first of many come at once.
+    """
     count = len(operations)
-    after = [
-        {later for later in range(number + 1, count) if swap(operations[number], operations[later]) > most}
-        for number in range(count)
-    ]
+    changes = {pair: swap(*(operations[n] for n in pair)) for pair in itertools.combinations(range(count), 2)}
+    after = [{later for later in range(count) if changes.get((number, later), most) > most} for number in range(count)]
+    jumps = [number for number, operation in enumerate(operations) if operation.has_jumps]
+    # What rounds otherwise changes places behind jumps alone; see `classify`.
+    rounding = (
+        [pair for pair, change in changes.items() if change is Swap.EXACT] if jumps and most is Swap.EXACT else []
+    )
+    for _ in rounding:  # as each of them may keep others in place
+        follow = _closure(after)
+        for number, later in rounding:
+            if any(jump > later or (jump != later and jump in follow[number]) for jump in jumps):
+                after[number].add(later)
 
     def extend(done: Order, left: tuple[int, ...]) -> Iterator[Order]:
         if not left:
             yield done
         for number in left:
-            if not any(number in after[other] for other in left if other != number):
-                yield from extend((*done, number), tuple(n for n in left if n != number))
+            others = tuple(other for other in left if other != number)
+            if any(number in after[other] for other in others):
+                continue
+            if any((number, other) in rounding for other in done) and any(jump in others for jump in jumps):
+                continue
+            yield from extend((*done, number), others)
 
-    return (order for order in extend((), tuple(range(count))) if classify(operations, order, backend) <= most)
+    return extend((), tuple(range(count)))
+
+
+def _closure(after: Sequence[set[int]]) -> list[set[int]]:
+    """Return for each number all that come after it, and after those."""
+    found: list[set[int]] = [set() for _ in after]
+    for number in reversed(range(len(after))):  # what comes after has a larger number
+        found[number] = set().union(after[number], *(found[later] for later in after[number]))
+    return found
 
 
 def cheapest(operations: Sequence[Operation], price: Pricing, most: Swap) -> Order:
@@ -190,9 +218,10 @@ def cheapest(operations: Sequence[Operation], price: Pricing, most: Swap) -> Ord
     written = tuple(range(len(operations)))
     if len(operations) < 2 or isinstance(operations[0], Untyped):
         return written
-    orders = list(itertools.islice(legal_orders(operations, most, price.backend), MOST_ORDERS + 1))
+    orders = list(itertools.islice(_candidates(operations, most), MOST_ORDERS + 1))
     if len(orders) > MOST_ORDERS:
         orders = [improved(by_rank(operations, price, most), operations, price, most)]
+    orders = [order for order in orders if classify(operations, order, price.backend) <= most]
     best = min(orders, key=price)
     return best if price(best) < 0.99 * price(written) else written
 
