@@ -45,7 +45,7 @@ from bench.transform_programs import MEAN, STD
 from bench.variants import USUAL_LOADERS
 from engine.config import AugmentConfig
 from engine.defaults import default_workers
-from engine.preview import transform_costs
+from engine.transform_costs import transform_costs
 from engine.transforms import read_transforms
 from loaders.cores import usable_cores
 from loaders.files import atomic_file

@@ -32,15 +32,17 @@ from engine.setup import augmentation_of, check_data, create_learner, limit, ope
 from engine.stopping import EXIT_INTERRUPTED, stop_on_signals
 from engine.telemetry import environment
 from engine.trainer import Ending, OutOfMemoryError, Trainer
+from engine.transform_costs import transform_costs
 from engine.transforms import COPY, Arrangement, arrange, log_arrangement, normalization_for, read_transforms
 from engine.validation import check_shares, validate
 from loaders.bad_samples import BadSample, BadSampleError, BadSamples, TooManyBadSamplesError
 from loaders.contract import LoaderError
 from loaders.cores import usable_cores
-from loaders.dataset import ImageData
+from loaders.dataset import ImageData, ImageDataset
 from loaders.opening import DataError
 from loaders.pack_records import PackError
 from loaders.registry import create_loader
+from loaders.transforms.legality import Swap
 
 logger = logging.getLogger("headrace")
 
@@ -178,7 +180,7 @@ def _run(
         augmentation = arranged.augmentation
     data = _first_before_others(this, partial(packed, config, data))
     learner, of_model = create_learner(config, data, this)
-    run = _run_directory(config, resumed, arranged) if this.is_main else None
+    run = _run_directory(config, resumed, arranged, data.train) if this.is_main else None
     try:
         csv_path = run.file("bad_samples.csv") if run else None
         bad_samples = BadSamples(config.loader.on_bad_sample, config.loader.max_bad_fraction, csv_path)
@@ -212,7 +214,9 @@ def _run(
             run.close()
 
 
-def _run_directory(config: Config, resumed: Resumed | None, arranged: Arrangement | None) -> RunDirectory:
+def _run_directory(
+    config: Config, resumed: Resumed | None, arranged: Arrangement | None, dataset: ImageDataset
+) -> RunDirectory:
     if resumed is None:
         path = new_run_path(config.run.output, config.model.model, config.loader.loader, config.run.name)
         run = RunDirectory(path)
@@ -227,8 +231,10 @@ def _run_directory(config: Config, resumed: Resumed | None, arranged: Arrangemen
         )
     options = config.to_toml()
     if arranged is not None:
-        log_arrangement(arranged, config)
-        run.write_text("transforms.txt", arranged.text() + "\n")
+        done = arranged.done()
+        measured = transform_costs(done, dataset) if done.swap is Swap.APPROX else None
+        log_arrangement(arranged, config, measured)
+        run.write_text("transforms.txt", arranged.text(measured) + "\n")
         if arranged.transforms.text:
             run.write_text(COPY, arranged.transforms.text)
         else:

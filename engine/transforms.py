@@ -228,9 +228,10 @@ def _said_if_it_takes_long() -> Iterator[None]:
         notice.cancel()
 
 
-def log_arrangement(arrangement: Arrangement, config: Config) -> None:
-    """Say how a transform list is trained with; ``config`` is resolved."""
-    logger.info("Transforms: %s\n  %s", arrangement.transforms.source, arrangement.text().replace("\n", "\n  "))
+def log_arrangement(arrangement: Arrangement, config: Config, measured: Measured | None = None) -> None:
+    """Say how a transform list is trained with; ``config`` is resolved, ``measured`` as for ``text``."""
+    text = arrangement.text(measured).replace("\n", "\n  ")
+    logger.info("Transforms: %s\n  %s", arrangement.transforms.source, text)
     sizes, own = config.resolution.resolutions, arrangement.split.resolution
     if sizes != (own,):
         logger.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,10 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.command import load_config
 from engine.config import AugmentConfig, ConfigError
 from engine.distributed import Process
-from engine.preview import transform_costs
 from engine.rundir import read_records
 from engine.saved_model import read_metadata
 from engine.setup import Normalization
+from engine.transform_costs import transform_costs
 from engine.transforms import TransformList, arrange, normalization_for, read_transforms
 from kernels.jpeg import JpegLibraryError, load_library
 from loaders.dataset import ImageData
@@ -372,6 +373,17 @@ def test_what_is_said_is_what_is_done(folder: Path, tmp_path: Path) -> None:
     assert kept.done().numbers == (0, 1, 2, 3)
     assert "nothing moved" in kept.text()
     assert "rounding" not in kept.text()
+
+
+def test_a_run_says_how_much_approximate_moves_have_changed(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = written(tmp_path / "mine.py", "[v2.ColorJitter(0.9), v2.RandomResizedCrop(32)]")
+    options = ["--transforms", str(file), "--reorder", "approx", "--epochs", "1", "--limit-train", "16"]
+    with caplog.at_level("INFO", "headrace"):
+        run = trained(folder, tmp_path / "runs", *options)
+    assert re.search(r"measured on \d images?: mean \d+\.\d, largest \d+ of 255", caplog.text)
+    assert "of 255" in (run / "transforms.txt").read_text()
 
 
 def test_differences_are_measured(folder: Path, tmp_path: Path) -> None:
