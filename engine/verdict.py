@@ -18,6 +18,7 @@ _SWITCH_WORTH_TELLING = 0.15
 _OTHER_WORTH_TELLING = 0.25
 _START_WORTH_TELLING = 0.25
 _START_WORTH_A_WORD = 0.05
+_OTHERS_WORTH_TELLING = 0.2  # of the cores
 _SECONDS_TO_JUDGE = 5.0  # of training; before, caches and workers still warm up
 
 _IDLE_WORTH_TELLING = 0.15  # share of the cores; what is less comes from the gaps between two batches
@@ -101,10 +102,18 @@ def verdict(records: Sequence[Record], *, device: str, loader: str) -> Verdict:
     start = min(away, math.fsum(map(start_of, epochs)))
     searched = any(record.get("search_seconds") for record in epochs)
     found = _judge(settled, start, away, searched, setting)
-    if found.cause in ("start", "none") or away < max(1.0, _START_WORTH_A_WORD * time_spent(settled).total):
+    if found.cause in ("start", "none"):
         return found
-    what = "the loader started and its number of workers was found" if searched else "the loader started"
-    return Verdict(found.cause, f"{found.sentence.removesuffix('.')} ({away:.1f} s in which {what} are left out).")
+    notes = []
+    if away >= max(1.0, _START_WORTH_A_WORD * time_spent(settled).total):
+        what = "the loader started and its number of workers was found" if searched else "the loader started"
+        notes.append(f"{away:.1f} s in which {what} are left out")
+    others = _others_cores(settled, setting)
+    if others >= _OTHERS_WORTH_TELLING * setting.cores:
+        notes.append(f"other processes took {others:.1f} of {_cores(setting.cores)} meanwhile")
+    return Verdict(
+        found.cause, f"{found.sentence.removesuffix('.')} ({'; '.join(notes)})." if notes else found.sentence
+    )
 
 
 def _judge(epochs: Sequence[Record], start: float, away: float, searched: bool, setting: _Setting) -> Verdict:
@@ -174,6 +183,15 @@ def _judge(epochs: Sequence[Record], start: float, away: float, searched: bool, 
         "a faster disk."
     )
     return Verdict("other", sentence)
+
+
+def _others_cores(epochs: Sequence[Record], setting: _Setting) -> float:
+    """Return how many of its cores a process had to leave to other programs, on average; 0 where that is not known."""
+    idle, cost = _mean(epochs, "idle_cores"), _mean(epochs, "cpu_ms_per_image")
+    if idle is None or cost is None:
+        return 0.0
+    own = cost / 1000 * _rate(epochs) / setting.world_size
+    return max(0.0, setting.cores - idle - own)
 
 
 def _above(share: float, threshold: float) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loaders.transforms.apply import BACKENDS, draw, run
 from loaders.transforms.explain import Measured, explain
@@ -29,7 +31,7 @@ from loaders.transforms.legality import Swap, classify, swap, tolerance
 from loaders.transforms.planner import cheapest, legal_orders, ordered, plan
 from loaders.transforms.policies import RandAugment, Together, TrivialAugment
 from loaders.transforms.program import Program, Untyped
-from loaders.transforms.steps import Border, Box, Crop, Erase, Flip, Turn, exchange
+from loaders.transforms.steps import Border, Box, Crop, Erase, Flip, PaddedCrop, Turn, exchange
 from loaders.transforms.types import Operation
 from loaders.transforms.values import (
     Autocontrast,
@@ -164,6 +166,33 @@ def test_padded_boxes_are_adapted_to_mirrors(backend: str, border: Border) -> No
     expected = run(plans[0], image(), index=4).levels()
     for one in plans:
         np.testing.assert_array_equal(run(one, image(), index=4).levels(), expected, err_msg=str(one.operations))
+
+
+sides = st.integers(1, 9)
+
+
+@given(sides, sides, st.tuples(*[st.integers(0, 12)] * 4), st.sampled_from(["constant", "reflect"]), st.integers(0, 9))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_padded_crop_is_cut_out_of_the_whole_image_with_its_border(
+    backend: str, height: int, width: int, padding: tuple[int, int, int, int], border: Border, index: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 8, 3), dtype=np.uint8)
+    if border == "reflect":
+        padding = (*(min(across, 7) for across in padding[::2]), *(min(down, 6) for down in padding[1::2]))
+        padding = (padding[0], padding[2], padding[1], padding[3])
+    left, top, right, bottom = padding
+    size = min(height, 7 + top + bottom), min(width, 8 + left + right)
+    crop = PaddedRandomCrop(size, padding, border, (1.0, 0.0, 1.0))
+    (step,) = draw((crop,), 0, 0, 0, index, (7, 8))
+    assert isinstance(step, PaddedCrop)
+    fill = {"constant_values": 0} if border == "constant" else {}
+    whole = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), border, **fill)  # type: ignore[call-overload]
+    if border == "constant":
+        inside = np.pad(np.ones((7, 8), bool), ((top, bottom), (left, right)))
+        whole[~inside] = (255, 0, 255)
+    row, column = int(step.box.top) + top, int(step.box.left) + left
+    result = run(plan(Program((crop,)), PixelCosts(), (7, 8), backend), pixels, index=index).levels()
+    np.testing.assert_array_equal(result, whole[row : row + size[0], column : column + size[1]])
 
 
 @pytest.mark.parametrize("flip", [HorizontalFlip(probability=1), VerticalFlip(probability=1)])

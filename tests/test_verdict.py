@@ -219,6 +219,15 @@ def test_a_run_that_ends_with_the_search_is_not_judged() -> None:
     assert judged([epoch(0, **whole)]).cause == "none"
 
 
+def test_other_programs_are_named() -> None:
+    # 500 images/s at 1.9 ms: 0.95 cores. Of four cores 0.8 were idle: others took 2.25.
+    busy = epoch(0, idle_cores=0.8)
+    assert judge([busy], cores=4.0).endswith(" (other processes took 2.2 of 4 cores meanwhile).")
+    assert "other processes" not in judge([busy], cores=2.0), "0.25 of 2"
+    assert "other processes" not in judge([epoch(0)], cores=4.0), "nothing is known"
+    assert "took 2.7 of 4 cores" in judge([busy], cores=4.0, world_size=2), "each process has trained on half of them"
+
+
 def test_a_gpu_that_decodes_is_no_disk() -> None:
     on_gpu = judged([epoch(0, **SLOW_DISK)], loader="dali", device="cuda")
     assert on_gpu.cause == "loader"

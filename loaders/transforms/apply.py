@@ -238,12 +238,29 @@ def _change(image: Any, step: steps.Change) -> Any:
 
 
 def _padded_crop(image: Any, step: steps.PaddedCrop, picture: Picture) -> Any:
+    """Cut out what lies inside the image, and what the border mirrors, before the border is added."""
     left, top, width, height = map(int, step.box)
-    image_height, image_width = picture.size
-    border = [max(0, -left), max(0, -top), max(0, left + width - image_width), max(0, top + height - image_height)]
+    mirrors = step.border != "constant"
+    (first_column, columns, *across), (first_row, rows, *down) = (
+        _inside(start, length, side, mirrors)
+        for start, length, side in ((left, width, picture.size[1]), (top, height, picture.size[0]))
+    )
     fill = picture.color(step.fill) if step.border == "constant" else None
-    padded = F.pad(image, border, fill, step.border)
-    return F.crop(padded, top + border[1], left + border[0], height, width)
+    inside = F.crop(image, first_row, first_column, rows, columns)
+    padded = F.pad(inside, [across[0], down[0], across[1], down[1]], fill, step.border)
+    return F.crop(padded, top - first_row + down[0], left - first_column + across[0], height, width)
+
+
+def _inside(start: int, length: int, side: int, mirrors: bool) -> tuple[int, int, int, int]:
+    """Return along an axis what a crop needs of an image: its first pixel, how many, and the borders on both sides."""
+    before, after = max(0, -start), max(0, start + length - side)
+    first = min(max(start, 0), side - 1)  # a pixel at least, though all of the crop may lie outside
+    last = max(min(start + length, side), first + 1)
+    if mirrors and before:
+        last = max(last, min(before + 1, side))
+    if mirrors and after:
+        first = min(first, max(side - after - 1, 0))
+    return first, last - first, before, after
 
 
 def _resize_window(image: Any, step: Window) -> Any:

@@ -37,7 +37,7 @@ from loaders.transforms.steps import (
     Step,
 )
 
-_FORMAT = 2  # of the file: what its keys and numbers mean
+_FORMAT = 3  # of the file: what its keys and numbers mean
 
 _SIZES: tuple[Size, ...] = ((64, 64), (128, 128), (224, 224), (320, 384), (480, 640))
 _RESIZES: tuple[tuple[Size, Size], ...] = (
@@ -131,7 +131,7 @@ class Costs:
         if isinstance(step, Resize | Window):
             first, second = passes(step, size)
             return known[0] + known[1] * first + known[2] * second
-        touched = step.output_size(size) if isinstance(step, Crop) else size
+        touched = step.output_size(size) if isinstance(step, Crop | PaddedCrop) else size
         return _interpolate(touched[0] * touched[1], known)
 
     def _pixels(self, step: Step, backend: str, is_float: bool) -> list[float]:
