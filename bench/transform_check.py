@@ -14,7 +14,7 @@ from bench.measure import Spread
 from bench.page import Section
 from bench.reports import Report
 from bench.tables import Sheet
-from bench.transform_measure import Photos, difference, measure_in_turns, planned
+from bench.transform_measure import Contender, Photos, difference, measure_in_turns, planned
 from bench.transform_programs import random_program
 from loaders.transforms.apply import BACKENDS
 from loaders.transforms.cost import Costs
@@ -34,6 +34,7 @@ class Outcome:
     Attributes:
         chosen: the planner's plan.
         orders: how many are legal.
+        cheapest: of all orders, as names of operations.
         cost: CPU time per image of the plan, in milliseconds.
         written, best, worst: those of the order as written, and of the cheapest and dearest of all.
         difference: from the result as written, at most, in levels; None where the sizes differ.
@@ -41,6 +42,7 @@ class Outcome:
 
     chosen: Plan
     orders: int
+    cheapest: tuple[str, ...]
     cost: float
     written: float
     best: float
@@ -62,6 +64,7 @@ class Outcome:
             "backend": self.chosen.backend,
             "program": [operation.name for operation in self.chosen.program.operations],
             "planned": [operation.name for operation in self.chosen.operations],
+            "cheapest": list(self.cheapest),
             "orders": self.orders,
             "cpu_ms_per_image": {
                 "planned": self.cost,
@@ -79,6 +82,9 @@ class Outcome:
 
 def check(photos: Photos, costs: Costs, programs: int, rounds: int, seed: int = 0) -> Iterator[Outcome]:
     """Yield the outcomes of random programs, the backends in turn.
+
+    All orders are measured to find the cheapest. That one and the plan's are then measured again, in turns of their
+    own: of many times that differ by chance the least is too low.
 
     Args:
         photos: to measure on.
@@ -98,8 +104,20 @@ def check(photos: Photos, costs: Costs, programs: int, rounds: int, seed: int = 
         place, written = orders.index(chosen.numbers), orders.index(tuple(range(len(program))))
         reference = contenders[written].results()
         differs = difference(contenders[place].results(), reference)
-        times = [timing.cpu_ms.min for timing in measure_in_turns(contenders, len(photos), rounds)]
-        yield Outcome(chosen, len(orders), times[place], times[written], min(times), max(times), differs and differs[0])
+        times = _times(contenders, photos, rounds)
+        best = times.index(min(times))
+        if best != place:
+            times[place], times[best] = _times([contenders[place], contenders[best]], photos, rounds)
+            best = min(place, best, key=times.__getitem__)
+        names = tuple(program.operations[operation].name for operation in orders[best])
+        yield Outcome(
+            chosen, len(orders), names, times[place], times[written], times[best], max(times), differs and differs[0]
+        )
+
+
+def _times(contenders: Sequence[Contender], photos: Photos, rounds: int) -> list[float]:
+    """Return the least CPU time of each per image, in milliseconds."""
+    return [timing.cpu_ms.min for timing in measure_in_turns(contenders, len(photos), rounds)]
 
 
 def summary(outcomes: Sequence[Outcome]) -> Sheet:
@@ -177,7 +195,8 @@ def legend() -> str:
     """Return what the columns mean."""
     return (
         f"within {MARGIN - 1:.0%}: programs whose planned order costs at most that much more than the cheapest.\n"
-        "cost / best, written / cost, worst / best: medians over the programs (the largest).\n"
+        "cost / best, written / cost, worst / best: medians over the programs (the largest). Where another order than "
+        "the planner's was the cheapest, these two were measured once more, in turns of their own, and that counts.\n"
         "of tolerance: the largest difference from the order as written, as a share of what its class allows.\n"
         "largest difference: in levels of 255."
     )

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from bench.transform_programs import random_program
 from loaders.transforms import cost, planner, steps
-from loaders.transforms.apply import BACKENDS, execution, machine_costs, run
-from loaders.transforms.cost import Costs, costs_file
+from loaders.transforms.apply import BACKENDS, Picture, execution, machine_costs, run
+from loaders.transforms.cost import Costs, Form, costs_file
 from loaders.transforms.fusion import Window
 from loaders.transforms.geometry import (
+    CenterCrop,
     GaussianBlur,
     HorizontalFlip,
     PaddedRandomCrop,
@@ -29,7 +30,7 @@ from loaders.transforms.geometry import (
     VerticalFlip,
 )
 from loaders.transforms.legality import Swap, classify, swap
-from loaders.transforms.planner import MOST_ORDERS, legal_orders, ordered, plan
+from loaders.transforms.planner import MOST_ORDERS, Pricing, legal_orders, ordered, plan
 from loaders.transforms.policies import RandAugment, Together
 from loaders.transforms.program import Program
 from loaders.transforms.steps import Box, PaddedCrop, Step
@@ -147,8 +148,8 @@ def test_orders_that_would_be_illegal_are_not_gone_through(monkeypatch: pytest.M
 def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
     costs = machine_costs()
-    measured = costs.of(steps.Brightness(0.5), (128, 128), "torchvision", False)
-    resized = costs.of(steps.Resize((64, 64), "bilinear"), (128, 128), "pillow", False)
+    measured = costs.of(steps.Brightness(0.5), (128, 128), "torchvision", Form())
+    resized = costs.of(steps.Resize((64, 64), "bilinear"), (128, 128), "pillow", Form())
     assert measured > 0 < resized
     assert sorted(json.loads(costs_file().read_text())) == [
         "pillow uint8 Resize bilinear",
@@ -159,11 +160,31 @@ def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         raise AssertionError("measured again")
 
     kept = Costs(refuse, costs_file())  # type: ignore[arg-type]
-    assert kept.of(steps.Brightness(0.7), (128, 128), "torchvision", False) == measured
-    assert kept.of(steps.Brightness(0.7), (960, 1280), "torchvision", False) > measured
+    assert kept.of(steps.Brightness(0.7), (128, 128), "torchvision", Form()) == measured
+    assert kept.of(steps.Brightness(0.7), (960, 1280), "torchvision", Form()) > measured
     assert f"-{cost._FORMAT}-" in costs_file().name
     costs_file().write_text("{")
     assert Costs(refuse, costs_file()).table == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [Form(*flags) for flags in itertools.product((False, True), repeat=3)], ids=str)
+def test_a_step_is_measured_on_an_image_of_the_form(form: Form) -> None:
+    pixels = np.array(photo(7, 9))
+    left = execution(steps.Crop(Box(0, 0, 7, 9)), pixels, "torchvision", form)()
+    assert left.form == form
+    np.testing.assert_allclose(left.levels(), pixels, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_is_known_in_which_form_steps_leave_an_image(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "_SECONDS", 0)
+    costs, pixels = Costs(execution), np.array(photo(90, 70))
+    operations = (CenterCrop((60, 50)), Invert(), Rotate90(1), Resize((80, 80)), ToFloat(), Normalize(MEAN, STD))
+    for count in range(2, len(operations) + 1):
+        for order in ((*range(count),), (1, 0, *range(2, count))):
+            planned = ordered(Program(operations[:count]), order, costs, (70, 90), backend)
+            price = Pricing(operations[:count], costs, (70, 90), backend)
+            assert price.leaves(order) == run(planned, pixels).form
 
 
 def test_boxes_are_in_proportion_to_the_size_measured_at() -> None:
@@ -171,11 +192,11 @@ def test_boxes_are_in_proportion_to_the_size_measured_at() -> None:
     for first in (Box(-28, -28, 224, 224), Box(3, 4, 32, 30)):
         done: list[tuple[Step, tuple[int, ...]]] = []
 
-        def note(step: Step, pixels: np.ndarray, backend: str, is_float: bool, done: list = done) -> Callable[[], None]:
+        def note(step: Step, pixels: np.ndarray, backend: str, form: Form, done: list = done) -> Callable[[], Picture]:
             done.append((step, pixels.shape))
-            return lambda: None
+            return lambda: Picture.of(pixels, backend)
 
-        Costs(note).of(PaddedCrop(first, "reflect"), (224, 224), "torchvision", False)
+        Costs(note).of(PaddedCrop(first, "reflect"), (224, 224), "torchvision", Form())
         for step, (height, width, _) in done:
             assert isinstance(step, PaddedCrop)
             assert step.box == Box(-(width // 8), -(height // 8), width, height)

@@ -21,7 +21,7 @@ from kernels.device import Color
 from kernels.fused import fuse as fuse_normalization
 from kernels.resample import resize_window
 from loaders.transforms import steps
-from loaders.transforms.cost import Costs, costs_file
+from loaders.transforms.cost import Costs, Form, costs_file
 from loaders.transforms.fusion import FloatNormalize, Window, fuse
 from loaders.transforms.planner import Plan
 from loaders.transforms.program import Untyped
@@ -66,6 +66,17 @@ class Picture:
     @property
     def is_float(self) -> bool:
         return isinstance(self.pixels, torch.Tensor) and self.pixels.is_floating_point()
+
+    @property
+    def form(self) -> Form:
+        """How its pixels lie in memory; Pillow has one form."""
+        if isinstance(self.pixels, Image.Image):
+            return Form()
+        height, width = self.size
+        strides = self.pixels.stride()
+        is_planar = strides[0] >= max(strides[1:])
+        dense = (height * width, width, 1) if is_planar else (1, 3 * width, 3)
+        return Form(self.is_float, is_planar, strides != dense)
 
     def color(self, fill: Color) -> list[float]:
         """Return a color, given in fractions of white, as the picture's pixels have it."""
@@ -288,9 +299,28 @@ def machine_costs() -> Costs:
     return Costs(execution, costs_file())
 
 
-def execution(step: Step, pixels: np.ndarray, backend: str, is_float: bool) -> Callable[[], None]:
-    """Return a call that does one step to an image, again and again, for measuring."""
+def execution(step: Step, pixels: np.ndarray, backend: str, form: Form) -> Callable[[], Picture]:
+    """Return a call that does one step to an image in some form, again and again, for measuring."""
     picture = Picture.of(pixels, backend)
-    if is_float:
+    if form.is_float:
         apply_step(steps.ToFloat(), picture)
-    return lambda: apply_step(step, Picture(picture.pixels))
+    if isinstance(picture.pixels, torch.Tensor):
+        picture.pixels = _laid_out(picture.pixels, form)
+
+    def call() -> Picture:
+        done = Picture(picture.pixels)
+        apply_step(step, done)
+        return done
+
+    return call
+
+
+def _laid_out(pixels: torch.Tensor, form: Form) -> torch.Tensor:
+    """Return the same pixels (3, H, W) as they lie in a form."""
+    height, width = pixels.shape[1:]
+    rows, columns = height + form.is_cut, width + form.is_cut
+    if form.is_planar:
+        memory = pixels.new_empty(3, rows, columns)
+    else:
+        memory = pixels.new_empty(rows, columns, 3).permute(2, 0, 1)
+    return memory[:, :height, :width].copy_(pixels)

@@ -1,7 +1,8 @@
-"""What a step costs on this machine: measured once for each kind, representation and backend, and kept.
+"""What a step costs on this machine: measured once for each kind, form of the image and backend, and kept.
 
 Costs are CPU time of one thread in milliseconds. A step on every pixel is measured at several sizes, between which its
-cost is interpolated; a resize is fitted by what its two passes read and write.
+cost is interpolated; a resize is fitted by what its two passes read and write. How pixels lie in memory changes some
+costs several times over, so that it is part of an image's form, and it is noted in which form a step leaves an image.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from loaders.transforms.steps import (
     Step,
 )
 
-_FORMAT = 3  # of the file: what its keys and numbers mean
+_FORMAT = 4  # of the file: what its keys and numbers mean
 
 _SIZES: tuple[Size, ...] = ((64, 64), (128, 128), (224, 224), (320, 384), (480, 640))
 _RESIZES: tuple[tuple[Size, Size], ...] = (
@@ -57,8 +59,48 @@ _REPETITIONS = 5
 _SECONDS = 0.01  # of one measurement at least, so that the clock's ticks do not matter
 _LONG = 50.0  # milliseconds; what takes longer is taken to be in proportion at larger sizes
 
-Execute = Callable[[Step, np.ndarray, str, bool], Callable[[], object]]
-"""From a step, uint8 pixels (H, W, 3), backend and representation (float or not) to a call that does it."""
+
+@dataclass(frozen=True)
+class Form:
+    """How the pixels of an image lie in memory.
+
+    Attributes:
+        is_float: in float32, not in bytes.
+        is_planar: as (3, H, W), not as (H, W, 3).
+        is_cut: with gaps, as those of a window of a larger image, or in another order.
+    """
+
+    is_float: bool = False
+    is_planar: bool = False
+    is_cut: bool = False
+
+    def __str__(self) -> str:
+        kind = "float32" if self.is_float else "uint8"
+        return kind + " planar" * self.is_planar + " cut" * self.is_cut
+
+
+class Formed(Protocol):
+    """An image, as far as its form is asked for."""
+
+    @property
+    def form(self) -> Form: ...
+
+
+Execute = Callable[[Step, np.ndarray, str, Form], Callable[[], Formed]]
+"""From a step, uint8 pixels (H, W, 3), backend and form to a call that does it to them and returns the result."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of a kind of step.
+
+    Attributes:
+        figures: milliseconds at _SIZES; of a resize the factors of the fit.
+        leaves: the form of the image that it leaves.
+    """
+
+    figures: list[float]
+    leaves: Form
 
 
 @contextmanager
@@ -105,38 +147,47 @@ class Costs:
 
     execute: Execute
     path: Path | None = None
-    table: dict[str, list[float]] = field(default_factory=dict)
+    table: dict[str, Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
             try:
-                self.table = json.loads(self.path.read_text())
-            except ValueError:
+                self.table = _read(self.path)
+            except (ValueError, TypeError, KeyError, AttributeError):
                 self.table = {}  # damaged: to be measured again
 
-    def of(self, step: Step, size: Size, backend: str, is_float: bool) -> float:
+    def of(self, step: Step, size: Size, backend: str, form: Form) -> float:
         """Return the CPU time of a step, in milliseconds; that of a user's function counts as nothing.
 
         Args:
             size: of the image that it takes.
-            is_float: the image is in float32, not in bytes.
+            form: of that image.
         """
         if isinstance(step, Skip | Call):
             return 0.0
-        key = f"{backend} {'float32' if is_float else 'uint8'} {step.cost_key()}"
-        if key not in self.table:
-            with single_threaded():
-                measured = self._resize(step, backend, is_float) if isinstance(step, Resize | Window) else None
-                self.table[key] = measured or self._pixels(step, backend, is_float)
-            self._save()
-        known = self.table[key]
+        figures = self._known(step, backend, form).figures
         if isinstance(step, Resize | Window):
             first, second = passes(step, size)
-            return known[0] + known[1] * first + known[2] * second
+            return figures[0] + figures[1] * first + figures[2] * second
         touched = step.output_size(size) if isinstance(step, Crop | PaddedCrop) else size
-        return _interpolate(touched[0] * touched[1], known)
+        return _interpolate(touched[0] * touched[1], figures)
 
-    def _pixels(self, step: Step, backend: str, is_float: bool) -> list[float]:
+    def leaves(self, step: Step, backend: str, form: Form) -> Form:
+        """Return the form in which a step leaves an image; a user's function counts as leaving it as it is."""
+        return form if isinstance(step, Skip | Call) else self._known(step, backend, form).leaves
+
+    def _known(self, step: Step, backend: str, form: Form) -> Known:
+        key = f"{backend} {form} {step.cost_key()}"
+        if key not in self.table:
+            with single_threaded():
+                if isinstance(step, Resize | Window):
+                    self.table[key] = self._resize(step, backend, form)
+                else:
+                    self.table[key] = self._pixels(step, backend, form)
+            self._save()
+        return self.table[key]
+
+    def _pixels(self, step: Step, backend: str, form: Form) -> Known:
         times: list[float] = []
         for size in _SIZES:
             if times and times[-1] > _LONG:
@@ -146,11 +197,11 @@ class Costs:
             least = _least_side(step)
             taken = max(size[0], least), max(size[1], least)
             sample, source = _sample(step, taken)
-            measured = cpu_ms(self.execute(sample, _noise(source), backend, is_float))
-            times.append(measured * size[0] * size[1] / (taken[0] * taken[1]))
-        return times
+            call = self.execute(sample, _noise(source), backend, form)
+            times.append(cpu_ms(call) * size[0] * size[1] / (taken[0] * taken[1]))
+        return Known(times, call().form)
 
-    def _resize(self, step: Resize | Window, backend: str, is_float: bool) -> list[float]:
+    def _resize(self, step: Resize | Window, backend: str, form: Form) -> Known:
         works, times = [], []
         for source, target in _RESIZES:
             sample = replace(step, size=target)
@@ -159,13 +210,20 @@ class Costs:
                 sample = replace(sample, box=Box(_MARGIN, _MARGIN, source[1], source[0]))
                 whole = (source[0] + 2 * _MARGIN, source[1] + 2 * _MARGIN)
             works.append((1.0, *passes(sample, source)))
-            times.append(cpu_ms(self.execute(sample, _noise(whole), backend, is_float)))
-        return _fit(np.array(works), np.array(times))
+            call = self.execute(sample, _noise(whole), backend, form)
+            times.append(cpu_ms(call))
+        return Known(_fit(np.array(works), np.array(times)), call().form)
 
     def _save(self) -> None:
         if self.path is not None:
             with atomic_file(self.path) as temporary:
-                temporary.write_text(json.dumps(self.table, indent=1) + "\n")
+                table = {key: asdict(known) for key, known in self.table.items()}
+                temporary.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Known]:
+    table = json.loads(path.read_text())
+    return {key: Known(known["figures"], Form(**known["leaves"])) for key, known in table.items()}
 
 
 def costs_file() -> Path:

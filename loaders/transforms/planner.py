@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loaders.transforms.cost import Costs
+from loaders.transforms.cost import Costs, Form
 from loaders.transforms.fusion import fuse
 from loaders.transforms.legality import Swap, classify, swap, tolerance
 from loaders.transforms.program import Program, Untyped
 from loaders.transforms.steps import Size, reorder
-from loaders.transforms.types import Operation, Point
+from loaders.transforms.types import Operation
 
 Reorder = Literal["exact", "approx", "off"]
 Order = tuple[int, ...]
@@ -83,11 +83,11 @@ def plan(
     orders: list[Order] = []
     worst, error = Swap.SAME, 0.0
     before = after = 0.0
-    is_float, at = False, size
+    form, at = Form(), size
     for place, segment in enumerate(program.segments()):
         operations = [program.operations[number] for number in segment]
         written = tuple(range(len(operations)))
-        price = Pricing(operations, costs, at, backend, is_float)
+        price = Pricing(operations, costs, at, backend, form)
         later = program.operations[segment.stop :]
         rounds = mode == "approx" or not any(operation.has_jumps for operation in later)
         if chosen is not None:
@@ -98,7 +98,7 @@ def plan(
         worst = max(worst, classify(operations, best, backend))
         error = error * math.prod(operation.gain for operation in operations) + tolerance(operations, best, backend)
         before, after = before + price(written), after + price(best)
-        is_float = is_float or any(operation.point is Point.TO_FLOAT for operation in operations)
+        form = price.leaves(best)
         for operation in operations:
             at = operation.typical(at).output_size(at)
     return Plan(program, backend, tuple(orders), worst, error, size, before, after)
@@ -121,14 +121,14 @@ class Pricing:
     Args:
         operations: of the segment.
         size: of the image as it comes to them.
-        is_float: it comes in floating point.
+        form: of that image.
     """
 
     def __init__(
-        self, operations: Sequence[Operation], costs: Costs, size: Size, backend: str, is_float: bool = False
+        self, operations: Sequence[Operation], costs: Costs, size: Size, backend: str, form: Form | None = None
     ) -> None:
         self.operations = operations
-        self.costs, self.size, self.backend, self.is_float = costs, size, backend, is_float
+        self.costs, self.size, self.backend, self.form = costs, size, backend, form or Form()
         drawn, at = [], size
         for operation in operations:
             drawn.append(operation.typical(at))
@@ -142,23 +142,29 @@ class Pricing:
             order: of all operations.
             without: how many of the last are left out.
         """
-        size, is_float, total = self.size, self.is_float, 0.0
+        return self._follow(order, without)[0]
+
+    def leaves(self, order: Order) -> Form:
+        """Return the form of the image behind all operations."""
+        return self._follow(order)[1]
+
+    def _follow(self, order: Order, without: int = 0) -> tuple[float, Form]:
+        size, form, total = self.size, self.form, 0.0
         arranged = reorder(self.drawn, order, size)[: len(order) - without]
         chances = {id(step): self.operations[n].probability for n, step in zip(order, arranged, strict=False)}
-        for step in fuse(arranged, size, self.backend, is_float):  # what is fused is new, and always done
-            total += chances.get(id(step), 1.0) * self.costs.of(step, size, self.backend, is_float)
-            size = step.output_size(size)
-            is_float = is_float or step.makes_float
-        return total
+        for step in fuse(arranged, size, self.backend, form.is_float):  # what is fused is new, and always done
+            total += chances.get(id(step), 1.0) * self.costs.of(step, size, self.backend, form)
+            size, form = step.output_size(size), self.costs.leaves(step, self.backend, form)
+        return total, form
 
-    def rank(self, number: int, size: Size, is_float: bool) -> float:
+    def rank(self, number: int, size: Size, form: Form) -> float:
         """Return (ratio - 1) / cost for each byte of an operation that takes an image of this size."""
         step = self.drawn[number]
         height, width = step.output_size(size)
-        made = 4 if step.makes_float and not is_float else 1
+        made = 4 if step.makes_float and not form.is_float else 1
         ratio = made * height * width / (size[0] * size[1])
-        cost = self.costs.of(step, size, self.backend, is_float) * self.operations[number].probability
-        taken = size[0] * size[1] * (12 if is_float else 3)
+        cost = self.costs.of(step, size, self.backend, form) * self.operations[number].probability
+        taken = size[0] * size[1] * (12 if form.is_float else 3)
         return (ratio - 1) * taken / max(cost, 1e-9)
 
 
@@ -230,17 +236,17 @@ def by_rank(operations: Sequence[Operation], price: Pricing, most: Swap) -> Orde
     """Return an order in which no two neighbors that may change places are out of the order of their ranks."""
     order = list(range(len(operations)))
     for _ in range(len(order) ** 2):
-        size, is_float, moved = price.size, price.is_float, False
+        size, form, moved = price.size, price.form, False
         for place in range(len(order) - 1):
             first, second = order[place : place + 2]
             exchanged = (*order[:place], second, first, *order[place + 2 :])
             if classify(operations, exchanged, price.backend) <= most and (
-                price.rank(second, size, is_float) < price.rank(first, size, is_float)
+                price.rank(second, size, form) < price.rank(first, size, form)
             ):
                 order[place : place + 2] = second, first
                 moved = True
             step = price.drawn[order[place]]
-            size, is_float = step.output_size(size), is_float or step.makes_float
+            size, form = step.output_size(size), price.costs.leaves(step, price.backend, form)
         if not moved:
             break
     return tuple(order)
