@@ -90,10 +90,10 @@ SECTIONS = {
     ),
     "transform-training": Section(
         "transform_training",
-        "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 16 "
-        "--rounds 5",
+        "--loaders torch,dali,ffcv,roi --num-workers 1 --threads 1 --model test_byobnet --resolutions 96 --epochs 8 "
+        "--rounds 10",
         f"--loaders torch --resolutions 32 --epochs 1 --rounds 1 {_SMALL}",
-        minutes=22,
+        minutes=26,
         keeps_runs=True,
     ),
     "training-loop": Section(
