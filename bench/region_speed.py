@@ -159,7 +159,7 @@ def _charts(rows: Sequence[Row], output: Output) -> list[tuple[str, Markup]]:
         for row in rows
         if row.figure is not None and not row.at_most
     ]
-    caption = f"How many times as fast, {output}: median of the rates, and from smallest to largest within a round"
+    caption = f"How many times as fast, {output}: of median rates, and within single rounds"
     key = (Key("bar", limit=0), Key("aim", limit=1))
     return [(caption, bar_chart(bars, title=caption, unit="ratio of rates", key=key))] if bars else []
 
