@@ -66,6 +66,8 @@ def explain(curve: Mapping[int, Point], cores: float) -> str:
         other = curve[more[0]]
         growth = _percent(other.rate.median / point.rate.median - 1, sign=True)
         change = f"with {more[0]} it was {other.rate.median:,.0f} ({growth})"
+        if not limit and point.rate.median < (1 - TOLERANCE) * other.rate.median:  # and enough: see `knee`
+            limit = "the rounds of the best differ by as much"
         return f"{reached}; {change}: {limit or _why_no_faster(other, more[0] - chosen)}."
     return f"{reached}; no more were measured" + (f": {limit}." if limit else ", and more might help.")
 

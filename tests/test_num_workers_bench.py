@@ -116,6 +116,13 @@ def test_what_more_workers_did_is_said_by_what_was_measured_with_them() -> None:
     assert said(0.87, 0.26) == "cores were left, but more workers did not use them."
 
 
+def test_a_gain_within_the_spread_of_the_best_is_not_explained_away() -> None:
+    best = Spread(156.0, 136.0, 175.0)
+    fewer, more = Point(flat(141), 0.88, wait=0.22), Point(best, 0.98, wait=0.01)
+    assert explain({0: fewer, 2: more}, 2.0).endswith("156 (+11 %): the rounds of the best differ by as much.")
+    assert explain({0: Point(flat(149), 0.88, wait=0.22), 1: more}, 2.0).endswith("its core from the model.")
+
+
 def test_disturbed_rounds_decide_nothing_where_there_are_others() -> None:
     quiet = [Round(rate, 1.0, 1.0, 0.02, 50.0) for rate in (200, 210)]
     loud = [Round(rate, 1.0, 9.0, 0.5, 50.0) for rate in (20, 30, 40)]
